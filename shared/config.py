@@ -1,0 +1,152 @@
+"""Settings: read once at process start from `MASKLINE_…` variables, frozen, and passed in.
+
+Groups nest with two underscores: `MASKLINE_STORAGE__BUCKET`. A variable of our prefix that names no setting is
+refused, because a misspelt limit must not silently become the default.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "MASKLINE_"
+CLIENT_VARIABLES = frozenset({"MASKLINE_URL", "MASKLINE_API_KEY", "MASKLINE_HOME"})  # read by the command line alone
+
+Seconds = Annotated[float, Field(gt=0)]
+Bytes = Annotated[int, Field(gt=0)]
+
+
+class SettingsError(Exception):
+    """The environment does not describe a valid configuration. The message says which variable and why."""
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Database(Group):
+    url: str = "postgresql+psycopg://maskline@127.0.0.1:5432/maskline"
+    pool_size: int = Field(default=10, ge=1)
+    pool_wait_seconds: Seconds = 5
+    statement_timeout_seconds: Seconds = 15
+    lock_timeout_seconds: Seconds = 5
+
+
+class Broker(Group):
+    url: str = "redis://127.0.0.1:6379/0"
+    connect_timeout_seconds: Seconds = 3
+    socket_timeout_seconds: Seconds = 10
+
+
+class Storage(Group):
+    endpoint_url: str | None = None
+    """None is Amazon S3 itself."""
+    public_endpoint_url: str | None = None
+    """Where clients reach the storage, when that differs from where the servers do; signed links point here."""
+    region: str = "us-east-1"
+    bucket: str = "maskline"
+    access_key: str | None = None
+    secret_key: SecretStr | None = None
+    link_seconds: int = Field(default=900, ge=1, le=7 * 86400)
+
+
+class Api(Group):
+    json_body_bytes: Bytes = 1_000_000
+    upload_body_bytes: Bytes = 64 * 2**20
+    """The largest file taken through the API itself; larger ones go straight to the storage."""
+    direct_upload_bytes: Bytes = 5 * 10**9
+    """The largest single signed PUT; S3's own ceiling is 5 GB."""
+    upload_seconds: int = Field(default=3600, ge=60)
+    idempotency_lock_seconds: Seconds = 60
+    idempotency_keep_seconds: Seconds = 86400
+
+
+class Jobs(Group):
+    start_deadline_seconds: Seconds = 86400
+    run_timeout_seconds: Seconds = 6 * 3600
+    keep_seconds: Seconds = 30 * 86400
+    lost_attempts: int = Field(default=3, ge=1)
+    """A step whose worker vanished this often fails with `worker_lost`."""
+    failed_attempts: int = Field(default=5, ge=1)
+    """A step that met storage or device trouble this often fails with that trouble's code."""
+
+
+class Worker(Group):
+    modes: tuple[str, ...] = ("fast", "balanced", "accurate", "sota", "demo")
+    warm_modes: tuple[str, ...] = ()
+    device: str = "auto"
+    lease_seconds: Seconds = 30
+    heartbeat_seconds: Seconds = 8
+    image_pixels: int = Field(default=64_000_000, ge=1)
+    source_bytes: Bytes = 5 * 10**9
+
+
+class Upkeep(Group):
+    period_seconds: Seconds = 2
+    rehint_seconds: Seconds = 10
+    worker_gone_seconds: Seconds = 60
+
+
+class Webhooks(Group):
+    total_timeout_seconds: Seconds = 15
+    connect_timeout_seconds: Seconds = 5
+    allow_private_addresses: bool = False
+    """Only for a stack whose receivers live on the same machine or network."""
+
+
+class ModelSource(Group):
+    source: str
+    """A local folder, or the name of a repository on the hub."""
+    revision: str | None = None
+
+
+class Models(Group):
+    """`MASKLINE_MODELS__SOTA__SOURCE=/path` and so on; `cache_folder` and `offline` hold for all of them."""
+
+    cache_folder: Path | None = None
+    """None is the libraries' own cache (`HF_HOME`, `TORCH_HOME`)."""
+    offline: bool = False
+    fast: ModelSource | None = None
+    balanced: ModelSource | None = None
+    accurate: ModelSource | None = None
+    sota: ModelSource | None = None
+    demo: ModelSource | None = None
+
+    def sources(self) -> dict[str, ModelSource]:
+        """The modes whose source is not the built-in one."""
+        named = {name: getattr(self, name) for name in ("fast", "balanced", "accurate", "sota", "demo")}
+        return {name: source for name, source in named.items() if source is not None}
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    log_format: str = Field(default="console", pattern="^(console|json)$")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    database: Database = Database()
+    broker: Broker = Broker()
+    storage: Storage = Storage()
+    api: Api = Api()
+    jobs: Jobs = Jobs()
+    worker: Worker = Worker()
+    upkeep: Upkeep = Upkeep()
+    webhooks: Webhooks = Webhooks()
+    models: Models = Models()
+
+
+def load_settings() -> Settings:
+    """Read the environment; raises SettingsError naming the variable that is wrong."""
+    groups = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for variable in os.environ:
+        known = variable in CLIENT_VARIABLES or variable.split("__", 1)[0] in groups
+        if variable.startswith(PREFIX) and not known:
+            raise SettingsError(f"{variable} names no setting of Maskline")
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = (f"{PREFIX}{'__'.join(str(part) for part in e['loc']).upper()}: {e['msg']}" for e in error.errors())
+        raise SettingsError("; ".join(lines)) from error
