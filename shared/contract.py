@@ -1,0 +1,155 @@
+"""The wire contract: what clients send and receive, in REST answers, events, manifests and webhooks alike."""
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared import models
+
+ModeName = Literal["fast", "balanced", "accurate", "sota", "demo"]
+OutputName = Literal["mask", "overlay"]
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Options(Wire):
+    """How a job's masks are made; what is left out takes the mode's default."""
+
+    input_size: Annotated[int, Field(ge=32, le=4096, strict=True)] | None = Field(
+        default=None, description="Side of the square with as many pixels as the model is given."
+    )
+    outputs: Annotated[tuple[OutputName, ...], Field(min_length=1)] = ("mask",)
+
+
+class Progress(Wire):
+    stage: str | None
+    done: int
+    total: int | None
+    unit: Literal["frames"] = "frames"
+    frames_per_second: float | None
+    eta_seconds: float | None
+
+
+class Timing(Wire):
+    """Seconds per stage as the worker measured them; `queued` and `total` by the database's clock."""
+
+    queued_seconds: float | None = None
+    load_seconds: float | None = None
+    download_seconds: float | None = None
+    decode_seconds: float | None = None
+    preprocess_seconds: float | None = None
+    inference_seconds: float | None = None
+    postprocess_seconds: float | None = None
+    encode_seconds: float | None = None
+    upload_seconds: float | None = None
+    total_seconds: float | None = None
+    frames: int | None = None
+    peak_gpu_bytes: int | None = None
+    device: str | None = None
+
+
+class Model(Wire):
+    name: str
+    revision: str
+    dtype: str
+    input_size: tuple[int, int]
+    """Width and height given to the model."""
+
+
+class Failure(Wire):
+    code: str
+    detail: str
+    retryable: bool
+
+
+class Links(Wire):
+    self: str
+    events: str
+    result: str
+    cancel: str
+    retry: str
+
+
+class Job(Wire):
+    id: uuid.UUID
+    state: models.JobState
+    mode: str
+    kind: Literal["image", "recording"]
+    options: Options
+    metadata: dict[str, Any]
+    priority: int
+    batch_id: uuid.UUID | None
+    attempts: int
+    progress: Progress
+    queue_position: int | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    timing: Timing
+    model: Model | None
+    error: Failure | None
+    links: Links
+
+
+def describe_job(row: models.Job, *, queue_position: int | None = None) -> Job:
+    """The job as every client sees it, whichever way it is told."""
+    path = f"/v1/jobs/{row.id}"
+    return Job.model_validate(
+        {
+            "id": row.id,
+            "state": row.state,
+            "mode": row.mode,
+            "kind": row.kind,
+            "options": row.options,
+            "metadata": row.details,
+            "priority": row.priority,
+            "batch_id": row.batch_id,
+            "attempts": row.attempts,
+            "progress": _describe_progress(row),
+            "queue_position": queue_position,
+            "cancel_requested_at": row.cancel_requested_at,
+            "created_at": row.created_at,
+            "started_at": row.started_at,
+            "finished_at": row.finished_at,
+            "expires_at": row.expires_at,
+            "timing": {
+                **(row.timing or {}),
+                "queued_seconds": _seconds_between(row.queued_at, row.started_at),
+                "total_seconds": _seconds_between(row.queued_at, row.finished_at),
+            },
+            "model": row.model,
+            "error": row.error,
+            "links": Links(
+                self=path,
+                events=f"{path}/events",
+                result=f"{path}/result",
+                cancel=f"{path}/cancel",
+                retry=f"{path}/retry",
+            ),
+        }
+    )
+
+
+def _describe_progress(row: models.Job) -> Progress:
+    elapsed = _seconds_between(row.started_at, row.finished_at or row.progress_at)
+    speed = row.frames_done / elapsed if elapsed and row.frames_done else None
+    left = row.frames_total - row.frames_done if row.frames_total is not None else None
+    return Progress(
+        stage=row.stage,
+        done=row.frames_done,
+        total=row.frames_total,
+        frames_per_second=speed,
+        eta_seconds=left / speed if left is not None and speed and row.finished_at is None else None,
+    )
+
+
+def _seconds_between(start: datetime | None, end: datetime | None) -> float | None:
+    if start is None or end is None:
+        return None
+    return round((end - start) / timedelta(seconds=1), 6)

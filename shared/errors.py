@@ -1,0 +1,68 @@
+"""What can go wrong, each with a stable code. HTTP knows these only through the one table in `api/errors.py`."""
+
+from typing import ClassVar
+
+
+class MasklineError(Exception):
+    """Base of every refusal and failure of the service; `str(error)` is a sentence for a person."""
+
+    code: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+
+class NotFound(MasklineError):
+    code = "not_found"
+
+
+class InvalidTransition(MasklineError):
+    """The state machine has no such move from where the row is now."""
+
+    code = "invalid_state"
+
+
+class JobActive(MasklineError):
+    code = "job_active"
+
+
+class NotReady(MasklineError):
+    code = "not_ready"
+
+
+class LeaseLost(MasklineError):
+    """The step belongs to another attempt by now; whoever sees this writes nothing more."""
+
+    code = "lease_lost"
+
+
+class IdempotencyConflict(MasklineError):
+    code = "idempotency_in_flight"
+
+
+class IdempotencyMismatch(MasklineError):
+    code = "idempotency_mismatch"
+
+
+class UploadIncomplete(MasklineError):
+    code = "upload_incomplete"
+
+
+class SourceChanged(MasklineError):
+    code = "source_changed"
+
+
+class SourceMissing(MasklineError):
+    code = "source_missing"
+
+
+class SourceTooLarge(MasklineError):
+    code = "source_too_large"
+
+
+class StorageUnavailable(MasklineError):
+    code = "storage_unavailable"
+    retryable = True
+
+
+class ModeNotServed(MasklineError):
+    code = "mode_not_served"
+    retryable = True

@@ -1,0 +1,409 @@
+"""The life of a job and its steps: the one door through which either ever changes state.
+
+Every move is a guarded UPDATE from the states the tables below allow, and records an event in the same
+transaction; a move to a terminal state also queues the webhook. Writes of a running step are fenced by its attempt.
+Rows are locked in one order, steps before their job, so that no two moves wait for each other. Callers commit.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from shared import queue, webhooks
+from shared.contract import Failure
+from shared.errors import InvalidTransition, JobActive, LeaseLost, NotFound
+from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState
+
+JOB_MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.EXPIRED}),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELED: frozenset({JobState.QUEUED}),
+    JobState.EXPIRED: frozenset({JobState.QUEUED}),
+}
+STEP_MOVES: dict[StepState, frozenset[StepState]] = {
+    StepState.QUEUED: frozenset({StepState.RUNNING, StepState.CANCELED}),
+    StepState.RUNNING: frozenset({StepState.DONE, StepState.FAILED, StepState.CANCELED, StepState.QUEUED}),
+    StepState.DONE: frozenset(),
+    StepState.FAILED: frozenset({StepState.QUEUED}),
+    StepState.CANCELED: frozenset({StepState.QUEUED}),
+}
+BACKOFF_SECONDS = (1, 5, 15, 60)  # before the next attempt of a step that met trouble; the last one repeats
+
+Orders = Literal["go on", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A worker's hold on one step. `attempt` is the fencing token: an older one writes nothing."""
+
+    step_id: uuid.UUID
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedStep:
+    lease: Lease
+    job: Job
+    kind: StepKind
+    ordinal: int
+
+
+# --- the two guarded moves that everything below is made of ------------------------------------------------------
+
+
+def move_job(session: Session, job_id: uuid.UUID, to: JobState, **values: Any) -> Job:
+    """Raises InvalidTransition, with nothing written, when the job is not in a state that may become `to`."""
+    sources = [state for state, targets in JOB_MOVES.items() if to in targets]
+    if to.is_terminal:
+        values |= {"finished_at": func.now(), "expires_at": func.now() + _interval(Job.keep_seconds)}
+    job = session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.state.in_(sources), Job.deleted_at.is_(None))
+        .values(state=to, **values)
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if job is None:
+        raise InvalidTransition(f"the job is not in a state that can become {to}")
+    _record(session, job_id, "state", {"state": to, **({"error": job.error} if job.error else {})})
+    if to.is_terminal:
+        webhooks.enqueue(session, job)
+    return job
+
+
+def move_step(
+    session: Session, step_id: uuid.UUID, to: StepState, *, attempt: int | None = None, **values: Any
+) -> Step:
+    """Raises LeaseLost when `attempt` no longer runs, without one InvalidTransition; either way writes nothing."""
+    sources = [state for state, targets in STEP_MOVES.items() if to in targets]
+    statement = update(Step).where(Step.id == step_id, Step.state.in_(sources))
+    if attempt is not None:
+        statement = statement.where(Step.state == StepState.RUNNING, Step.attempt == attempt)
+    if to != StepState.RUNNING:
+        values["lease_expires_at"] = None
+    step = session.execute(
+        statement.values(state=to, **values).returning(Step).execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if step is None and attempt is not None:
+        raise LeaseLost("the step belongs to another attempt")
+    if step is None:
+        raise InvalidTransition(f"the step is not in a state that can become {to}")
+    return step
+
+
+# --- what a client may ask for -----------------------------------------------------------------------------------
+
+
+def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]]) -> list[Step]:
+    """Accept a job with its first steps, given as (kind, queue). It is queued from the commit on."""
+    job.state = JobState.QUEUED
+    job.start_by = _in(job.start_deadline_seconds)
+    session.add(job)
+    rows = [
+        Step(
+            job_id=job.id, tenant_id=job.tenant_id, ordinal=ordinal, kind=kind, queue=queue_name,
+            mode=job.mode, priority=job.priority, state=StepState.QUEUED, hint_at=_in(queue.HINT_SECONDS),
+        )
+        for ordinal, (kind, queue_name) in enumerate(steps)
+    ]  # fmt: skip
+    session.flush()
+    session.add_all(rows)
+    _record(session, job.id, "state", {"state": JobState.QUEUED})
+    session.flush()
+    session.refresh(job)
+    return rows
+
+
+def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
+    """Cancel at once what no worker holds; a running step is told at its next heartbeat and ends the job then."""
+    steps = _lock_steps(session, job_id)
+    job = _lock_job(session, job_id)
+    if job.state.is_terminal:
+        raise InvalidTransition(f"the job is already {job.state}")
+    if job.cancel_requested_at is None:
+        job.cancel_requested_at = func.now()
+    session.flush()
+    _cancel_queued(session, steps)
+    if any(step.state == StepState.RUNNING for step in steps):
+        session.refresh(job)
+        return job
+    return move_job(session, job_id, JobState.CANCELED)
+
+
+def retry(session: Session, job_id: uuid.UUID) -> Job:
+    """The same job again, its finished steps kept. Raises InvalidTransition unless it ended without a result."""
+    steps = _lock_steps(session, job_id)
+    job = move_job(
+        session, job_id, JobState.QUEUED,
+        queued_at=func.now(), start_by=func.now() + _interval(Job.start_deadline_seconds), started_at=None,
+        stop_by=None, finished_at=None, expires_at=None, cancel_requested_at=None, error=None, stage=None,
+    )  # fmt: skip
+    for step in steps:
+        if step.state in (StepState.FAILED, StepState.CANCELED):
+            move_step(
+                session, step.id, StepState.QUEUED,
+                lost=0, failures=0, error=None, run_after=func.now(), hint_at=_in(queue.HINT_SECONDS),
+            )  # fmt: skip
+    return job
+
+
+def delete_job(session: Session, job_id: uuid.UUID) -> None:
+    """Hide the job at once; upkeep removes its files and then its row. Raises JobActive before it has ended."""
+    job = _lock_job(session, job_id)
+    if not job.state.is_terminal:
+        raise JobActive(f"the job is {job.state}; cancel it first")
+    job.deleted_at = func.now()
+    session.flush()
+
+
+# --- what a worker does ------------------------------------------------------------------------------------------
+
+
+def claim(
+    session: Session,
+    *,
+    worker_id: uuid.UUID,
+    queue_name: str,
+    modes: Sequence[str],
+    mode_loaded: str | None,
+    lease_seconds: float,
+    oldest_first: bool = False,
+) -> ClaimedStep | None:
+    """Take the best queued step, or None. Best: priority, tenants with the least running, the mode held, age.
+
+    A worker passes `oldest_first` now and then, so that nothing of low priority starves.
+    """
+    step_id = (
+        queue.lock_oldest_step(session, name=queue_name, modes=modes)
+        if oldest_first
+        else queue.lock_best_step(session, name=queue_name, modes=modes, mode_loaded=mode_loaded)
+    )
+    if step_id is None:
+        return None
+    step = move_step(
+        session, step_id, StepState.RUNNING,
+        attempt=None, worker_id=worker_id, lease_expires_at=_in(lease_seconds), started_at=func.now(),
+    )  # fmt: skip
+    step.attempt += 1
+    job = _lock_job(session, step.job_id)
+    if job.state == JobState.QUEUED:
+        stop_by = func.now() + _interval(Job.run_timeout_seconds)
+        job = move_job(session, job.id, JobState.RUNNING, started_at=func.now(), stop_by=stop_by)
+    job.attempts = max(job.attempts, step.attempt)
+    _record_attempt(session, step, "started")
+    session.flush()
+    lease = Lease(step_id=step.id, attempt=step.attempt)
+    return ClaimedStep(lease=lease, job=job, kind=step.kind, ordinal=step.ordinal)
+
+
+def heartbeat(session: Session, lease: Lease, *, lease_seconds: float) -> Orders:
+    """Hold the step for another `lease_seconds`; "stop" when its job was canceled or has ended. Raises LeaseLost."""
+    job_id = session.scalar(
+        update(Step)
+        .where(Step.id == lease.step_id, Step.attempt == lease.attempt, Step.state == StepState.RUNNING)
+        .values(lease_expires_at=_in(lease_seconds))
+        .returning(Step.job_id)
+    )
+    if job_id is None:
+        raise LeaseLost("the step belongs to another attempt")
+    canceled, state = session.execute(select(Job.cancel_requested_at, Job.state).where(Job.id == job_id)).one()
+    return "stop" if canceled is not None or state.is_terminal else "go on"
+
+
+def report_progress(session: Session, lease: Lease, *, stage: str, done: int, total: int | None) -> None:
+    """Tell how far the job's only running step is. Raises LeaseLost."""
+    job = _lock_job(session, _locked_running_step(session, lease).job_id)
+    job.stage, job.frames_done, job.frames_total, job.progress_at = stage, done, total, func.now()
+    _record(session, job.id, "progress", {"stage": stage, "done": done, "total": total, "unit": "frames"})
+    session.flush()
+
+
+def publish(session: Session, lease: Lease, *, manifest_key: str, model: dict[str, Any], timing: dict[str, Any]) -> Job:
+    """End the step and with it its job: from this commit on the result exists. Raises LeaseLost; InvalidTransition
+    when a cancel came first."""
+    step = move_step(session, lease.step_id, StepState.DONE, attempt=lease.attempt, finished_at=func.now())
+    job = _lock_job(session, step.job_id)
+    if job.cancel_requested_at is not None:
+        raise InvalidTransition("the job was canceled before its result was there")
+    _record_attempt(session, step, "done")
+    return move_job(
+        session, job.id, JobState.SUCCEEDED,
+        manifest_key=manifest_key, model=model, timing=timing, stage="done", progress_at=func.now(),
+        frames_done=timing["frames"], frames_total=timing["frames"],
+    )  # fmt: skip
+
+
+def fail_step(session: Session, lease: Lease, failure: Failure, *, failed_attempts: int) -> Step:
+    """The attempt met trouble: try again after a pause if that can help, else fail the job. Raises LeaseLost."""
+    steps, step = _lock_lease(session, lease)
+    failures = step.failures + 1
+    error = failure.model_dump()
+    if failure.retryable and failures < failed_attempts and not _must_stop(session, step):
+        pause = _in(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
+        step = move_step(
+            session, step.id, StepState.QUEUED,
+            attempt=lease.attempt, failures=failures, error=error, run_after=pause, hint_at=pause,
+        )  # fmt: skip
+        _record_attempt(session, step, "put off", error=error)
+        return step
+    return _fail(session, step, steps, error, failures=failures)
+
+
+def release_step(session: Session, lease: Lease) -> Step:
+    """A draining worker gives the step back; the attempt is not held against it. Raises LeaseLost."""
+    steps, step = _lock_lease(session, lease)
+    return _requeue(session, step, steps, "released")
+
+
+def stop_step(session: Session, lease: Lease) -> Step:
+    """The worker obeyed "stop": the step ends canceled, and so does its job if no other step runs. Raises LeaseLost."""
+    steps, step = _lock_lease(session, lease)
+    return _cancel_running(session, step, steps)
+
+
+# --- what upkeep does --------------------------------------------------------------------------------------------
+
+
+def reap(session: Session, *, lost_attempts: int) -> Step | None:
+    """Take one step back from a worker whose lease ran out; None when there is none.
+
+    `lost_attempts` of these, and the step fails with `worker_lost`.
+    """
+    late = (Step.state == StepState.RUNNING) & (Step.lease_expires_at < func.now())
+    found = session.execute(select(Step.id, Step.job_id).where(late).order_by(Step.lease_expires_at).limit(1)).first()
+    return None if found is None else _take_back(session, found.id, found.job_id, late, lost_attempts=lost_attempts)
+
+
+def expire(session: Session) -> Job | None:
+    """Expire one job that nobody started by its deadline; None when there is none."""
+    late = (Job.state == JobState.QUEUED) & (Job.start_by < func.now())
+    return _end_late(session, late, JobState.EXPIRED, "start_deadline", "no worker started the job by its deadline")
+
+
+def time_out(session: Session) -> Job | None:
+    """Fail one job that ran longer than it may; its running steps are told to stop. None when there is none."""
+    late = (Job.state == JobState.RUNNING) & (Job.stop_by < func.now())
+    return _end_late(session, late, JobState.FAILED, "timeout", "the job ran longer than run_timeout_seconds allows")
+
+
+# --- shared by the above -----------------------------------------------------------------------------------------
+
+
+def _end_late(session: Session, late: ColumnElement[bool], to: JobState, code: str, detail: str) -> Job | None:
+    job_id = session.scalar(select(Job.id).where(late).limit(1))
+    if job_id is None:
+        return None
+    steps = _lock_steps(session, job_id)
+    if session.scalar(select(Job.id).where(Job.id == job_id, late).with_for_update()) is None:
+        return None
+    _cancel_queued(session, steps)
+    return move_job(session, job_id, to, error=Failure(code=code, detail=detail, retryable=False).model_dump())
+
+
+def _take_back(
+    session: Session, step_id: uuid.UUID, job_id: uuid.UUID, late: ColumnElement[bool], *, lost_attempts: int
+) -> Step | None:
+    steps = _lock_steps(session, job_id)
+    step = session.scalar(select(Step).where(Step.id == step_id, late))
+    if step is None:  # it was renewed, ended or taken back meanwhile
+        return None
+    step.lost += 1
+    session.flush()
+    if step.lost >= lost_attempts and not _must_stop(session, step):
+        detail = f"the worker vanished {step.lost} times while it ran this step"
+        return _fail(session, step, steps, Failure(code="worker_lost", detail=detail, retryable=True).model_dump())
+    return _requeue(session, step, steps, "lost")
+
+
+def _requeue(session: Session, step: Step, steps: Sequence[Step], outcome: str) -> Step:
+    if _must_stop(session, step):
+        return _cancel_running(session, step, steps)
+    step = move_step(session, step.id, StepState.QUEUED, run_after=func.now(), hint_at=func.now())
+    _record_attempt(session, step, outcome)
+    return step
+
+
+def _cancel_running(session: Session, step: Step, steps: Sequence[Step]) -> Step:
+    step = move_step(session, step.id, StepState.CANCELED, attempt=step.attempt, finished_at=func.now())
+    job = _lock_job(session, step.job_id)
+    _record_attempt(session, step, "canceled")
+    _cancel_queued(session, steps)
+    if not job.state.is_terminal and not any(other.state == StepState.RUNNING for other in steps):
+        move_job(session, job.id, JobState.CANCELED)
+    return step
+
+
+def _fail(session: Session, step: Step, steps: Sequence[Step], error: dict[str, Any], **values: Any) -> Step:
+    step = move_step(
+        session, step.id, StepState.FAILED, attempt=step.attempt, error=error, finished_at=func.now(), **values
+    )
+    job = _lock_job(session, step.job_id)
+    _record_attempt(session, step, "failed", error=error)
+    _cancel_queued(session, steps)
+    if not job.state.is_terminal:
+        move_job(session, job.id, JobState.FAILED, error=error)
+    return step
+
+
+def _cancel_queued(session: Session, steps: Sequence[Step]) -> None:
+    for step in steps:
+        if step.state == StepState.QUEUED:
+            move_step(session, step.id, StepState.CANCELED, finished_at=func.now())
+
+
+def _must_stop(session: Session, step: Step) -> bool:
+    job = _lock_job(session, step.job_id)
+    return job.cancel_requested_at is not None or job.state.is_terminal
+
+
+def _lock_lease(session: Session, lease: Lease) -> tuple[list[Step], Step]:
+    job_id = session.scalar(select(Step.job_id).where(Step.id == lease.step_id))
+    steps = _lock_steps(session, job_id) if job_id else []
+    for step in steps:
+        if step.id == lease.step_id and step.attempt == lease.attempt and step.state == StepState.RUNNING:
+            return steps, step
+    raise LeaseLost("the step belongs to another attempt")
+
+
+def _locked_running_step(session: Session, lease: Lease) -> Step:
+    step = session.scalar(select(Step).where(Step.id == lease.step_id).with_for_update())
+    if step is None or step.attempt != lease.attempt or step.state != StepState.RUNNING:
+        raise LeaseLost("the step belongs to another attempt")
+    return step
+
+
+def _lock_steps(session: Session, job_id: uuid.UUID) -> list[Step]:
+    locked = select(Step).where(Step.job_id == job_id).order_by(Step.ordinal).with_for_update()
+    return list(session.scalars(locked.execution_options(populate_existing=True)))
+
+
+def _lock_job(session: Session, job_id: uuid.UUID) -> Job:
+    locked = select(Job).where(Job.id == job_id, Job.deleted_at.is_(None)).with_for_update()
+    job = session.scalar(locked.execution_options(populate_existing=True))
+    if job is None:
+        raise NotFound("there is no such job")
+    return job
+
+
+def _record(session: Session, job_id: uuid.UUID, kind: str, data: dict[str, Any]) -> None:
+    session.add(JobEvent(job_id=job_id, type=kind, data=data))
+
+
+def _record_attempt(session: Session, step: Step, outcome: str, *, error: dict[str, Any] | None = None) -> None:
+    data = {"step": step.ordinal, "attempt": step.attempt, "outcome": outcome, **({"error": error} if error else {})}
+    _record(session, step.job_id, "attempt", data)
+
+
+def _in(seconds: float) -> ColumnElement[datetime]:
+    return func.now() + timedelta(seconds=seconds)
+
+
+def _interval(seconds: InstrumentedAttribute[float]) -> ColumnElement[timedelta]:
+    return func.make_interval(0, 0, 0, 0, 0, 0, seconds)

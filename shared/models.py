@@ -1,0 +1,316 @@
+"""The tables. Rows are read anywhere; `shared/lifecycle.py` alone writes a job's or a step's state."""
+
+import sys
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Enum,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"  # → running · canceled · expired
+    RUNNING = "running"  # → succeeded · failed · canceled
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # → queued, by retry
+    CANCELED = "canceled"  # → queued, by retry
+    EXPIRED = "expired"  # → queued, by retry
+
+    @property
+    def is_terminal(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+class StepState(StrEnum):
+    QUEUED = "queued"  # → running · canceled
+    RUNNING = "running"  # → done · failed · canceled · queued, when its worker is lost, draining or in trouble
+    DONE = "done"
+    FAILED = "failed"  # → queued, by retry
+    CANCELED = "canceled"  # → queued, by retry
+
+
+class StepKind(StrEnum):
+    PROBE = "probe"
+    INFER = "infer"
+    FINALIZE = "finalize"
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"  # → delivered · failed
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[str]: ARRAY(Text),
+        str: Text,
+        StrEnum: Enum(StrEnum, native_enum=False, length=16, values_callable=list),  # a check is cheaper to change
+    }
+
+
+class Tenant(Base):
+    __tablename__ = "tenants"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    name: Mapped[str] = mapped_column(unique=True)
+    webhook_secret: Mapped[str]
+    """Signs callbacks to the URL a job names itself; registered endpoints have secrets of their own."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """The key id inside `mk_<id>_<secret><checksum>`; the secret itself is never stored."""
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    secret_sha256: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class Upload(Base):
+    __tablename__ = "uploads"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    filename: Mapped[str]
+    content_type: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    storage_key: Mapped[str]
+    etag: Mapped[str | None]
+    """Set at completion; from then on the object is read only while it still has this ETag."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    completed_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Batch(Base):
+    __tablename__ = "batches"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    mode: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    webhook_url: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id", ondelete="SET NULL"), index=True)
+    upload_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("uploads.id", ondelete="SET NULL"), index=True)
+    state: Mapped[JobState]
+    kind: Mapped[str]
+    mode: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    """The customer's own metadata; the attribute has another name because SQLAlchemy owns that one."""
+    priority: Mapped[int]
+    source: Mapped[dict[str, Any]]
+    """{"key", "etag", "size_bytes", "filename"} of the object in the storage."""
+    webhook_url: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    stage: Mapped[str | None]
+    frames_done: Mapped[int] = mapped_column(server_default="0")
+    frames_total: Mapped[int | None]
+    progress_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    model: Mapped[dict[str, Any] | None]
+    timing: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    manifest_key: Mapped[str | None]
+    """The one thing readers trust: a result exists when this names it."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    queued_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    start_by: Mapped[datetime]
+    stop_by: Mapped[datetime | None]
+    start_deadline_seconds: Mapped[float]
+    run_timeout_seconds: Mapped[float]
+    keep_seconds: Mapped[float]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        _one_of("state", JobState),
+        CheckConstraint("(manifest_key IS NOT NULL) = (state = 'succeeded')", name="manifest_when_succeeded"),
+        CheckConstraint("(error IS NOT NULL) = (state IN ('failed', 'expired'))", name="error_when_failed"),
+        Index("ix_jobs_newest", "tenant_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_start_by", "start_by", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_stop_by", "stop_by", postgresql_where=text("state = 'running'")),
+        Index("ix_jobs_expires_at", "expires_at"),
+        Index("ix_jobs_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
+
+
+class Step(Base):
+    """The unit that is claimed, leased, retried and resumed."""
+
+    __tablename__ = "steps"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    tenant_id: Mapped[uuid.UUID]
+    ordinal: Mapped[int]
+    kind: Mapped[StepKind]
+    queue: Mapped[str]
+    mode: Mapped[str]
+    priority: Mapped[int]
+    state: Mapped[StepState]
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    """The fencing token: rises at every claim, never falls, and every write of a running step names it."""
+    lost: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0")
+    worker_id: Mapped[uuid.UUID | None]
+    lease_expires_at: Mapped[datetime | None]
+    run_after: Mapped[datetime] = mapped_column(server_default=func.now())
+    hint_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When upkeep wakes a worker for this step, should it still be queued."""
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        _one_of("state", StepState),
+        _one_of("kind", StepKind),
+        CheckConstraint("(lease_expires_at IS NOT NULL) = (state = 'running')", name="lease_when_running"),
+        Index("uq_steps_job_ordinal", "job_id", "ordinal", unique=True),
+        Index(
+            "ix_steps_claim",
+            "queue", "tenant_id", "mode", text("priority DESC"), "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("ix_steps_oldest", "queue", "id", postgresql_where=text("state = 'queued'")),
+        Index("ix_steps_hint_at", "hint_at", postgresql_where=text("state = 'queued'")),
+        Index("ix_steps_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
+    )  # fmt: skip
+
+
+class JobEvent(Base):
+    __tablename__ = "job_events"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    type: Mapped[str]
+    """`state`, `progress` or `attempt`."""
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"),)
+
+
+class WebhookEndpoint(Base):
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    url: Mapped[str]
+    events: Mapped[list[str]]
+    secret: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    disabled_at: Mapped[datetime | None]
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one URL, the exact bytes stored so that what is signed is what was recorded."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
+    endpoint_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    url: Mapped[str]
+    type: Mapped[str]
+    body: Mapped[str]
+    state: Mapped[DeliveryState]
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        _one_of("state", DeliveryState),
+        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+    )
+
+
+class Worker(Base):
+    """One process that claims steps, as it described itself at its last heartbeat."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    host: Mapped[str]
+    pid: Mapped[int]
+    queue: Mapped[str]
+    device: Mapped[str]
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    modes: Mapped[list[str]]
+    mode_loaded: Mapped[str | None]
+    step_id: Mapped[uuid.UUID | None]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
+class IdempotencyKey(Base):
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[bytes]
+    locked_until: Mapped[datetime]
+    """A request that died between taking the key and its answer gives it up at this time."""
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    expires_at: Mapped[datetime] = mapped_column(index=True)

@@ -1,0 +1,99 @@
+"""Tenants and their API keys. A key is `mk_<id>_<secret><checksum>`; only a hash of its secret is stored."""
+
+import hashlib
+import hmac
+import secrets
+import string
+import uuid
+import zlib
+from dataclasses import dataclass
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from shared import webhooks
+from shared.db import SessionFactory
+from shared.models import ApiKey, Tenant
+
+LOCAL_TENANT = "local"
+ALPHABET = string.digits + string.ascii_letters
+ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 12, 43, 6  # 43 base-62 characters carry 256 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalAccess:
+    api_key: str
+    webhook_secret: str
+
+
+def create_tenant(session: Session, name: str) -> Tenant:
+    tenant = Tenant(name=name, webhook_secret=webhooks.create_secret())
+    session.add(tenant)
+    session.flush()
+    return tenant
+
+
+def create_key(session: Session, tenant_id: uuid.UUID, *, name: str) -> str:
+    """A new key, in full: this is the only time that it can be seen."""
+    key_id, secret = _draw(ID_LENGTH), _draw(SECRET_LENGTH)
+    session.add(ApiKey(id=key_id, tenant_id=tenant_id, name=name, secret_sha256=_digest(secret)))
+    session.flush()
+    return f"mk_{key_id}_{secret}{_checksum(key_id, secret)}"
+
+
+def find_tenant(session: Session, key: str) -> Tenant | None:
+    """The tenant that `key` belongs to; None for a key that is malformed, unknown, wrong, revoked or expired."""
+    parsed = _parse(key)
+    if parsed is None:
+        return None
+    key_id, secret = parsed
+    row = session.scalar(
+        select(ApiKey).where(
+            ApiKey.id == key_id,
+            ApiKey.revoked_at.is_(None),
+            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
+        )
+    )
+    if row is None or not hmac.compare_digest(row.secret_sha256, _digest(secret)):
+        return None
+    return session.get(Tenant, row.tenant_id)
+
+
+def ensure_local_tenant(session_factory: SessionFactory, *, api_key: str | None) -> LocalAccess:
+    """The tenant of a local stack and a key for it: `api_key` itself while that works, else a new one."""
+    with session_factory.begin() as session:
+        tenant = find_tenant(session, api_key) if api_key else None
+        if tenant is not None and api_key is not None:
+            return LocalAccess(api_key=api_key, webhook_secret=tenant.webhook_secret)
+        tenant = session.scalar(select(Tenant).where(Tenant.name == LOCAL_TENANT)) or create_tenant(
+            session, LOCAL_TENANT
+        )
+        new_key = create_key(session, tenant.id, name="local stack")
+        return LocalAccess(api_key=new_key, webhook_secret=tenant.webhook_secret)
+
+
+def _parse(key: str) -> tuple[str, str] | None:
+    parts = key.split("_")
+    if len(parts) != 3 or parts[0] != "mk" or len(parts[1]) != ID_LENGTH:
+        return None
+    secret, checksum = parts[2][:SECRET_LENGTH], parts[2][SECRET_LENGTH:]
+    if not key.isascii() or checksum != _checksum(parts[1], secret):  # a mistyped key costs no query
+        return None
+    return parts[1], secret
+
+
+def _draw(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _checksum(key_id: str, secret: str) -> str:
+    number = zlib.crc32(f"{key_id}_{secret}".encode())
+    digits = ""
+    for _ in range(CHECKSUM_LENGTH):
+        number, digit = divmod(number, len(ALPHABET))
+        digits = ALPHABET[digit] + digits
+    return digits
