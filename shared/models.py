@@ -81,7 +81,9 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
         str: Text,
-        StrEnum: Enum(StrEnum, native_enum=False, length=16, values_callable=list),  # a check is cheaper to change
+        StrEnum: Enum(
+            StrEnum, native_enum=False, length=16, values_callable=lambda kind: [each.value for each in kind]
+        ),
     }
 
 
