@@ -45,6 +45,10 @@ class DataFolder:
             pass_fds=(lock.fileno(),),
         )
 
+    @property
+    def keeper_pid(self) -> int:
+        return self._keeper.pid
+
     def make(self, name: str, *, mode: int = 0o700) -> Path:
         path = self.path / name
         path.mkdir(mode=mode, exist_ok=True)
@@ -123,6 +127,8 @@ def claim_folder(path: Path) -> Iterator[DataFolder]:
         write_private(path / "run" / "probe", "")
         (path / "run" / "probe").unlink()
         lock = (path / "lock").open("a+b", buffering=0)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StackError(f"{path} cannot be the data folder: {error.filename} is or is in a file.") from error
     except OSError as error:
         raise StackError(f"{path} cannot be the data folder: {error.strerror} ({error.filename}).") from error
     try:

@@ -300,7 +300,7 @@ class ObjectStore(Server):
     Amazon's: `If-None-Match: *` is not enforced; the content type and metadata live in memory, and after a restart the
     type follows from the name; the ETag is the whole file's MD5, for multipart uploads too (the answer that completes
     one still says `…-2`), and the first HEAD after a restart reads the file to make it; an expired link is a 400; a
-    key that is another key plus `/…` cannot exist beside it (500).
+    key that is another key plus `/…` cannot exist beside it (500); listings have no `KeyCount`.
     """
 
     name = "s3"
