@@ -1,0 +1,1 @@
+"""The REST interface. Imports `shared` alone, and never torch."""

@@ -18,6 +18,7 @@ RUN = "maskline.run"
 DELIVER = "maskline.deliver"
 GPU, IO = "gpu", "io"
 BACKLOG = 1000
+CHECK_SECONDS = 2
 EXPIRES_SECONDS = 300  # by then upkeep has hinted many times over
 
 log = structlog.get_logger(__name__)
@@ -83,6 +84,16 @@ class Hints:
     def wake_sender(self) -> None:
         """There may be a webhook to deliver."""
         self._put((DELIVER, IO, []))
+
+    def check(self) -> str | None:
+        """What keeps hints from being sent, or None."""
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_SECONDS)
+                connection.default_channel.client.ping()
+        except Exception as error:  # drivers raise what they please
+            return f"cannot be reached: {type(error).__name__}"
+        return None
 
     def close(self, *, seconds: float = 2) -> None:
         self._put(None)

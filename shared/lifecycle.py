@@ -137,21 +137,24 @@ def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
     return move_job(session, job_id, JobState.CANCELED)
 
 
-def retry(session: Session, job_id: uuid.UUID) -> Job:
-    """The same job again, its finished steps kept. Raises InvalidTransition unless it ended without a result."""
+def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
+    """The same job again with its finished steps kept, and the steps that are queued once more.
+
+    Raises InvalidTransition unless the job ended without a result.
+    """
     steps = _lock_steps(session, job_id)
     job = move_job(
         session, job_id, JobState.QUEUED,
         queued_at=func.now(), start_by=func.now() + _interval(Job.start_deadline_seconds), started_at=None,
         stop_by=None, finished_at=None, expires_at=None, cancel_requested_at=None, error=None, stage=None,
     )  # fmt: skip
-    for step in steps:
-        if step.state in (StepState.FAILED, StepState.CANCELED):
-            move_step(
-                session, step.id, StepState.QUEUED,
-                lost=0, failures=0, error=None, run_after=func.now(), hint_at=_in(queue.HINT_SECONDS),
-            )  # fmt: skip
-    return job
+    again: dict[str, Any] = {"lost": 0, "failures": 0, "error": None, "finished_at": None, "run_after": func.now()}
+    woken = [
+        move_step(session, step.id, StepState.QUEUED, hint_at=_in(queue.HINT_SECONDS), **again)
+        for step in steps
+        if step.state in (StepState.FAILED, StepState.CANCELED)
+    ]
+    return job, woken
 
 
 def delete_job(session: Session, job_id: uuid.UUID) -> None:

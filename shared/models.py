@@ -23,9 +23,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 if sys.version_info >= (3, 14):
-    from uuid import uuid7
+    from uuid import uuid7 as create_id
 else:
-    from uuid_utils.compat import uuid7
+    from uuid_utils.compat import uuid7 as create_id
+
+__all__ = [
+    "ApiKey", "Base", "Batch", "DeliveryState", "IdempotencyKey", "Job", "JobEvent", "JobState", "Step", "StepKind",
+    "StepState", "Tenant", "Upload", "WebhookDelivery", "WebhookEndpoint", "Worker", "create_id",
+]  # fmt: skip
 
 
 class JobState(StrEnum):
@@ -90,7 +95,7 @@ class Base(DeclarativeBase):
 class Tenant(Base):
     __tablename__ = "tenants"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     name: Mapped[str] = mapped_column(unique=True)
     webhook_secret: Mapped[str]
     """Signs callbacks to the URL a job names itself; registered endpoints have secrets of their own."""
@@ -114,7 +119,7 @@ class ApiKey(Base):
 class Upload(Base):
     __tablename__ = "uploads"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     filename: Mapped[str]
     content_type: Mapped[str]
@@ -130,7 +135,7 @@ class Upload(Base):
 class Batch(Base):
     __tablename__ = "batches"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     name: Mapped[str]
     mode: Mapped[str]
@@ -143,7 +148,7 @@ class Batch(Base):
 class Job(Base):
     __tablename__ = "jobs"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id", ondelete="SET NULL"), index=True)
     upload_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("uploads.id", ondelete="SET NULL"), index=True)
@@ -197,7 +202,7 @@ class Step(Base):
 
     __tablename__ = "steps"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     tenant_id: Mapped[uuid.UUID]
     ordinal: Mapped[int]
@@ -253,7 +258,7 @@ class JobEvent(Base):
 class WebhookEndpoint(Base):
     __tablename__ = "webhook_endpoints"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
     url: Mapped[str]
     events: Mapped[list[str]]
@@ -267,7 +272,7 @@ class WebhookDelivery(Base):
 
     __tablename__ = "webhook_deliveries"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
     endpoint_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
@@ -293,7 +298,7 @@ class Worker(Base):
 
     __tablename__ = "workers"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     host: Mapped[str]
     pid: Mapped[int]
     queue: Mapped[str]

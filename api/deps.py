@@ -1,0 +1,62 @@
+"""What endpoints are handed: resources built at start-up, and the tenant behind the request's API key."""
+
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.errors import Unauthorized
+from shared import tenants
+from shared.broker import Hints
+from shared.config import Settings
+from shared.db import SessionFactory, create_session_factory
+from shared.models import Tenant
+from shared.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    settings: Settings
+    sessions: SessionFactory
+    storage: Storage
+    hints: Hints
+
+    @classmethod
+    def build(cls, settings: Settings) -> Self:
+        return cls(
+            settings=settings,
+            sessions=create_session_factory(settings.database),
+            storage=Storage.from_settings(settings.storage),
+            hints=Hints(settings.broker),
+        )
+
+    def close(self) -> None:
+        self.hints.close()
+        self.sessions.kw["bind"].dispose()
+
+
+def get_resources(request: Request) -> Resources:
+    resources: Resources = request.app.state.resources
+    return resources
+
+
+Built = Annotated[Resources, Depends(get_resources)]
+
+_bearer = HTTPBearer(auto_error=False, description="An API key, `mk_…`")
+
+
+def get_tenant(
+    resources: Built, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Tenant:
+    """Raises Unauthorized. The key is looked up in a transaction of its own, so that none is held while files move."""
+    if credentials is None:
+        raise Unauthorized("send an API key: `Authorization: Bearer mk_…`")
+    with resources.sessions.begin() as session:
+        tenant = tenants.find_tenant(session, credentials.credentials)
+    if tenant is None:
+        raise Unauthorized("the API key is not valid")
+    return tenant
+
+
+CurrentTenant = Annotated[Tenant, Depends(get_tenant)]

@@ -1,0 +1,134 @@
+"""Every refusal as RFC 9457 problem+json with a stable `code`. The one place that knows HTTP status of our errors."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from shared import errors
+from shared.errors import MasklineError
+
+log = structlog.get_logger(__name__)
+
+RETRY_AFTER_SECONDS = 5
+
+
+class Unauthorized(MasklineError):
+    code = "unauthorized"
+
+
+class InvalidRequest(MasklineError):
+    code = "invalid_request"
+
+
+class TooLarge(MasklineError):
+    code = "too_large"
+
+
+STATUS: dict[type[MasklineError], int] = {
+    Unauthorized: 401,
+    InvalidRequest: 422,
+    TooLarge: 413,
+    errors.NotFound: 404,
+    errors.InvalidTransition: 409,
+    errors.JobActive: 409,
+    errors.NotReady: 409,
+    errors.IdempotencyConflict: 409,
+    errors.IdempotencyMismatch: 422,
+    errors.UploadIncomplete: 409,
+    errors.SourceMissing: 404,
+    errors.StorageUnavailable: 503,
+}
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable and for programs; `detail` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[dict[str, Any]] | None = None
+
+
+def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a route that can refuse with these statuses."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(MasklineError, _answer_our_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(ValidationError, _answer_validation)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(PoolTimeoutError, _answer_database)
+    app.add_exception_handler(DBAPIError, _answer_database)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+def _answer_our_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MasklineError)  # noqa: S101 - for the type checker
+    status = STATUS.get(type(error), 500)
+    return _problem(status, error.code, str(error))
+
+
+def _answer_validation(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError | ValidationError)  # noqa: S101 - for the type checker
+    found = [
+        {"field": ".".join(str(part) for part in each["loc"]), "detail": each["msg"], "rule": each["type"]}
+        for each in error.errors()
+    ]
+    detail = "; ".join(f"{each['field']}: {each['detail']}" for each in found)
+    return _problem(422, InvalidRequest.code, detail, found=found)
+
+
+def _answer_http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    codes = {404: "not_found", 405: "method_not_allowed", 413: TooLarge.code}
+    code = codes.get(error.status_code, HTTPStatus(error.status_code).name.lower())
+    return _problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+def _answer_database(request: Request, error: Exception) -> JSONResponse:
+    lost = isinstance(error, PoolTimeoutError | OperationalError) or getattr(error, "connection_invalidated", False)
+    if not lost:
+        return _answer_unexpected(request, error)
+    log.warning("the database cannot be reached", path=request.url.path, error=type(error).__name__)
+    return _problem(503, "database_unavailable", "the database cannot be reached; nothing was changed, try again")
+
+
+def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("a request failed unexpectedly", method=request.method, path=request.url.path, exc_info=error)
+    return _problem(500, "internal_error", "something failed on our side; the log has the reason")
+
+
+def _problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    found: list[dict[str, Any]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    problem = Problem(
+        type=f"urn:maskline:problem:{code}", title=HTTPStatus(status).phrase, status=status, detail=detail, code=code,
+        errors=found,
+    )  # fmt: skip
+    extra = dict(headers or {})
+    if status == 503 or code == errors.IdempotencyConflict.code:
+        extra["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if status == 401:
+        extra["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(
+        problem.model_dump(exclude_none=True), status, headers=extra, media_type="application/problem+json"
+    )

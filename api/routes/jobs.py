@@ -1,0 +1,258 @@
+"""Jobs: submit, look, wait, cancel, retry, delete. What a job then goes through is `shared/lifecycle.py`."""
+
+import asyncio
+import re
+import time
+import uuid
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import select, tuple_
+from sqlalchemy.orm import Session
+
+from api import idempotency
+from api.deps import Built, CurrentTenant, Resources
+from api.errors import InvalidRequest, describe_problems
+from api.routes.uploads import find_complete_upload
+from api.schemas import JobPage
+from api.submissions import SentFile, Submission, read_submission
+from shared import lifecycle, queue
+from shared.broker import GPU
+from shared.contract import Job, ModeName, describe_job
+from shared.errors import NotFound
+from shared.models import Job as JobRow
+from shared.models import JobState, StepKind, Tenant, create_id
+from shared.storage import source_key
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+POLL_AFTER_SECONDS = 1
+LONGEST_WAIT_SECONDS = 60
+WATCH_SECONDS = 0.1
+
+_SUBMIT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "mode"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "mode": {"type": "string"},
+                        "options": {"type": "string", "description": "JSON, as in the other form of this body"},
+                        "webhook_url": {"type": "string", "format": "uri"},
+                        "metadata": {"type": "string", "description": "a JSON object of your own"},
+                        "priority": {"type": "integer"},
+                    },
+                }
+            },
+            "application/json": {"schema": {"$ref": "#/components/schemas/NewJob"}},
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=Job,
+    responses={
+        200: {"model": Job, "description": "Finished within `Prefer: wait`"},
+        **describe_problems(401, 404, 409, 413, 422, 503),
+    },
+    openapi_extra=_SUBMIT_BODY,
+)
+async def submit_job(
+    request: Request,
+    response: Response,
+    resources: Built,
+    tenant: CurrentTenant,
+    idempotency_key: Annotated[str | None, Header()] = None,
+    prefer: Annotated[str | None, Header()] = None,
+) -> Job:
+    """Submit an image, as a file in a form or as an upload named in JSON."""
+    key = idempotency.parse_key(idempotency_key) if idempotency_key is not None else None
+    wait_seconds = _parse_wait(prefer)
+    submission = await read_submission(request, resources.settings.api)
+    job = await run_in_threadpool(_accept_once, resources, tenant, submission, key)
+    if wait_seconds:
+        job = await _watch_until_done(resources, job, seconds=wait_seconds)
+    response.headers["Location"] = job.links.self
+    if job.state.is_terminal and wait_seconds:
+        response.status_code = 200
+    else:
+        response.headers["Retry-After"] = str(POLL_AFTER_SECONDS)
+    return job
+
+
+@router.get("", responses=describe_problems(401, 422, 503))
+def list_jobs(
+    resources: Built,
+    tenant: CurrentTenant,
+    state: JobState | None = None,
+    mode: ModeName | None = None,
+    kind: Annotated[str | None, Query(pattern="^(image|recording)$")] = None,
+    batch_id: uuid.UUID | None = None,
+    created_after: datetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> JobPage:
+    """Newest first; pass `next_cursor` back as `cursor` for the page after."""
+    wanted = select(JobRow).where(JobRow.tenant_id == tenant.id, JobRow.deleted_at.is_(None))
+    for column, value in ((JobRow.state, state), (JobRow.mode, mode), (JobRow.kind, kind), (JobRow.batch_id, batch_id)):
+        if value is not None:
+            wanted = wanted.where(column == value)
+    if created_after is not None:
+        if created_after.tzinfo is None:
+            raise InvalidRequest("created_after needs a time zone, as in 2026-01-31T12:00:00Z")
+        wanted = wanted.where(JobRow.created_at > created_after)
+    if cursor is not None:
+        created_at, last_id = _read_cursor(cursor)
+        wanted = wanted.where(tuple_(JobRow.created_at, JobRow.id) < (created_at, last_id))
+    with resources.sessions() as session:
+        rows = list(session.scalars(wanted.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
+    more = len(rows) > limit
+    return JobPage(
+        items=[describe_job(row) for row in rows[:limit]], next_cursor=_write_cursor(rows[limit - 1]) if more else None
+    )
+
+
+@router.get("/{job_id}", responses=describe_problems(401, 404, 422, 503))
+def get_job(job_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> Job:
+    with resources.sessions() as session:
+        row = find_job(session, tenant, job_id)
+        return describe_job(row, queue_position=queue.find_position(session, row))
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=describe_problems(401, 404, 409, 422, 503))
+def cancel_job(job_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> Job:
+    """Ends a queued job at once; a running one stops at its worker's next heartbeat."""
+    with resources.sessions.begin() as session:
+        find_job(session, tenant, job_id)
+        job = describe_job(lifecycle.request_cancel(session, job_id))
+    resources.hints.wake_sender()
+    return job
+
+
+@router.post("/{job_id}/retry", status_code=202, responses=describe_problems(401, 404, 409, 422, 503))
+def retry_job(job_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> Job:
+    """The same job again, from where it stopped: finished steps are kept."""
+    with resources.sessions.begin() as session:
+        find_job(session, tenant, job_id)
+        row, woken = lifecycle.retry(session, job_id)
+    for step in woken:
+        resources.hints.wake(step.queue, step.id)
+    return describe_job(row)
+
+
+@router.delete("/{job_id}", status_code=204, responses=describe_problems(401, 404, 409, 422, 503))
+def delete_job(job_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> None:
+    """The job and its files are gone for every reader at once; the bytes follow within seconds."""
+    with resources.sessions.begin() as session:
+        find_job(session, tenant, job_id)
+        lifecycle.delete_job(session, job_id)
+
+
+def find_job(session: Session, tenant: Tenant, job_id: uuid.UUID) -> JobRow:
+    """Raises NotFound, for another tenant's job too."""
+    row = session.scalar(
+        select(JobRow).where(JobRow.id == job_id, JobRow.tenant_id == tenant.id, JobRow.deleted_at.is_(None))
+    )
+    if row is None:
+        raise NotFound("there is no such job")
+    return row
+
+
+def _accept_once(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
+    if key is None:
+        return _accept(resources, tenant, submission, key)
+    limits = resources.settings.api
+    with resources.sessions.begin() as session:
+        known = idempotency.take(
+            session, tenant.id, key, request_sha256=submission.sha256,
+            lock_seconds=limits.idempotency_lock_seconds, keep_seconds=limits.idempotency_keep_seconds,
+        )  # fmt: skip
+        if known is not None:
+            return describe_job(find_job(session, tenant, known))
+    try:
+        return _accept(resources, tenant, submission, key)
+    except Exception:
+        with resources.sessions.begin() as session:
+            idempotency.release(session, tenant.id, key)
+        raise
+
+
+def _accept(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
+    """The file first, then one transaction for the job, its step and its key; only then a hint."""
+    job_id = create_id()
+    upload_id, source = _place_source(resources, tenant, job_id, submission)
+    wanted, limits = submission.wanted, resources.settings.jobs
+    with resources.sessions.begin() as session:
+        row = JobRow(
+            id=job_id, tenant_id=tenant.id, upload_id=upload_id, kind="image", mode=wanted.mode,
+            options=wanted.options.model_dump(mode="json"), details=wanted.metadata, priority=wanted.priority,
+            source=source, webhook_url=wanted.webhook_url, start_deadline_seconds=limits.start_deadline_seconds,
+            run_timeout_seconds=limits.run_timeout_seconds, keep_seconds=limits.keep_seconds,
+        )  # fmt: skip
+        [step] = lifecycle.submit(session, row, steps=[(StepKind.INFER, GPU)])
+        if key is not None:
+            idempotency.settle(session, tenant.id, key, job_id=job_id)
+        job = describe_job(row)
+    resources.hints.wake(GPU, step.id)
+    return job
+
+
+def _place_source(
+    resources: Resources, tenant: Tenant, job_id: uuid.UUID, submission: Submission
+) -> tuple[uuid.UUID | None, dict[str, Any]]:
+    if isinstance(submission.source, SentFile):
+        file = submission.source
+        key = source_key(tenant.id, job_id)
+        stored = resources.storage.put(key, file.body, content_type=file.content_type)
+        return None, {"key": key, "etag": stored.etag, "size_bytes": stored.size_bytes, "filename": file.name}
+    upload = find_complete_upload(resources, tenant, submission.source)
+    source = {"key": upload.storage_key, "etag": upload.etag, "size_bytes": upload.size_bytes}
+    return upload.id, {**source, "filename": upload.filename}
+
+
+def _parse_wait(prefer: str | None) -> float:
+    """Seconds of RFC 7240's `wait`, at most LONGEST_WAIT_SECONDS; preferences we do not know are ignored."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?(?:$|[,;\s])", prefer or "")
+    return min(int(found.group(1)), LONGEST_WAIT_SECONDS) if found else 0
+
+
+async def _watch_until_done(resources: Resources, job: Job, *, seconds: float) -> Job:
+    deadline = time.monotonic() + seconds
+    while not job.state.is_terminal and time.monotonic() < deadline:
+        await asyncio.sleep(WATCH_SECONDS)
+        job = await run_in_threadpool(_look_again, resources, job.id)
+    return job
+
+
+def _look_again(resources: Resources, job_id: uuid.UUID) -> Job:
+    with resources.sessions() as session:
+        row = session.get(JobRow, job_id)
+        if row is None:
+            raise NotFound("the job was deleted")
+        return describe_job(row)
+
+
+def _write_cursor(row: JobRow) -> str:
+    return urlsafe_b64encode(f"{row.created_at.isoformat()} {row.id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, uuid.UUID]:
+    try:
+        moment, job_id = urlsafe_b64decode(cursor.encode()).decode().split(" ")
+        created_at = datetime.fromisoformat(moment)
+        if created_at.tzinfo is None:
+            raise ValueError("no time zone")
+        return created_at, uuid.UUID(job_id)
+    except ValueError as error:
+        raise InvalidRequest("the cursor is not one that this service gave out") from error

@@ -1,0 +1,147 @@
+"""Request bodies and pages. What jobs look like is `shared/contract.py`."""
+
+import json
+import math
+import uuid
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from shared.contract import Job, ModeName, Options
+
+METADATA_BYTES = 16_000
+METADATA_DEPTH = 16
+URL_LENGTH = 2048
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _check_storable(value: Any, *, depth: int = 0) -> Any:
+    """Postgres stores neither NUL nor half a surrogate pair, and JSON has no infinity."""
+    if depth > METADATA_DEPTH:
+        raise ValueError(f"is nested deeper than {METADATA_DEPTH} levels")
+    if isinstance(value, str) and ("\x00" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+        raise ValueError("has a NUL character or a lone surrogate")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("has a number that is not finite")
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_storable(key, depth=depth)
+            _check_storable(each, depth=depth + 1)
+    if isinstance(value, list):
+        for each in value:
+            _check_storable(each, depth=depth + 1)
+    return value
+
+
+def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    _check_storable(value)
+    if len(json.dumps(value).encode()) > METADATA_BYTES:
+        raise ValueError(f"is larger than {METADATA_BYTES} bytes")
+    return value
+
+
+def _check_webhook_url(value: str) -> str:
+    try:
+        parts = urlsplit(_check_storable(value))
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"is not a URL: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or port == 0:
+        raise ValueError("must be an http or https URL with a host and without a user name")
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
+WebhookUrl = Annotated[str, Field(max_length=URL_LENGTH), AfterValidator(_check_webhook_url)]
+Filename = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_check_storable)]
+Priority = Annotated[int, Field(ge=-100, le=100, strict=True)]
+
+
+class JobSettings(Request):
+    """What a submission says besides its source."""
+
+    mode: ModeName
+    options: Options = Options()
+    webhook_url: WebhookUrl | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    priority: Priority = 0
+
+
+class UploadSource(Request):
+    upload_id: uuid.UUID
+
+
+class NewJob(JobSettings):
+    source: UploadSource
+
+
+class JobPage(BaseModel):
+    items: list[Job]
+    next_cursor: str | None
+
+
+class NewUpload(Request):
+    filename: Filename
+    size: Annotated[int, Field(gt=0, strict=True)]
+    content_type: Annotated[str, Field(pattern=r"^[\w.+-]+/[\w.+-]+$", max_length=255)] = "application/octet-stream"
+
+
+class CompletedPart(Request):
+    number: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    etag: Annotated[str, Field(max_length=255), AfterValidator(_check_storable)]
+
+
+class CompletedUpload(Request):
+    parts: tuple[CompletedPart, ...] = ()
+
+
+class Upload(BaseModel):
+    id: uuid.UUID
+    filename: str
+    content_type: str
+    size: int
+    completed: bool
+    url: str | None
+    """Where to PUT the bytes, with exactly these `headers`; None once completed."""
+    headers: dict[str, str]
+    created_at: datetime
+    expires_at: datetime
+
+
+class ModeClass(BaseModel):
+    id: int
+    name: str
+    color: str
+
+
+class ModeDescription(BaseModel):
+    name: str
+    model: str
+    label_space: str
+    classes: list[ModeClass]
+    input_size: int
+    licence: str
+    commercial_use: bool | None
+    quality: dict[str, str | float]
+    """As published by its authors, on their benchmark; not our measurement."""
+    help: str
+    served: bool
+    """Whether a live worker runs it now."""
+
+
+class WorkerDescription(BaseModel):
+    id: uuid.UUID
+    host: str
+    queue: str
+    device: str
+    memory_bytes: int
+    modes: list[str]
+    mode_loaded: str | None
+    busy: bool
+    started_at: datetime
+    heartbeat_at: datetime

@@ -1,0 +1,117 @@
+"""Reading `POST /v1/jobs`: a multipart form with a file, or JSON naming an upload. Both become one Submission."""
+
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+
+from api.errors import InvalidRequest, TooLarge
+from api.schemas import JobSettings, NewJob
+from shared.config import Api
+
+FORM_FIELDS = frozenset({"mode", "options", "webhook_url", "metadata", "priority"})
+JSON_FIELDS = frozenset({"options", "metadata", "priority"})
+FILENAME_LENGTH = 255
+FIELD_BYTES = 64_000
+HASH_BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentFile:
+    """A file inside the request, already received in full."""
+
+    name: str
+    content_type: str
+    size_bytes: int
+    body: BinaryIO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    wanted: JobSettings
+    source: SentFile | uuid.UUID
+    sha256: bytes
+    """Of all that was asked for, the file included: what an Idempotency-Key stands for."""
+
+
+async def read_submission(request: Request, limits: Api) -> Submission:
+    """Raises InvalidRequest, TooLarge, or pydantic's ValidationError."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind == "application/json":
+        return _read_json(await request.body(), limits)
+    if kind == "multipart/form-data":
+        form = await request.form(max_files=1, max_fields=len(FORM_FIELDS), max_part_size=FIELD_BYTES)
+        return _read_form(form)
+    raise InvalidRequest("send multipart/form-data with a file, or application/json with a source")
+
+
+def _read_json(body: bytes, limits: Api) -> Submission:
+    if len(body) > limits.json_body_bytes:
+        raise TooLarge(f"a JSON body may have at most {limits.json_body_bytes} bytes")
+    wanted = NewJob.model_validate_json(body)
+    return Submission(
+        wanted=wanted, source=wanted.source.upload_id, sha256=_digest(wanted, str(wanted.source.upload_id).encode())
+    )
+
+
+def _read_form(form: FormData) -> Submission:
+    keys = [key for key, _ in form.multi_items()]
+    unknown = sorted(set(keys) - FORM_FIELDS - {"file"})
+    if unknown or len(keys) != len(set(keys)):
+        raise InvalidRequest(f"unknown or repeated form fields: {', '.join(unknown) or 'repeated'}")
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise InvalidRequest("the form has no file part named `file`")
+    fields: dict[str, Any] = {}
+    for key in FORM_FIELDS & set(keys):
+        value = form[key]
+        if not isinstance(value, str):
+            raise InvalidRequest(f"the form field {key} must be text")
+        fields[key] = _parse_json_field(key, value) if key in JSON_FIELDS else value
+    wanted = JobSettings.model_validate_json(json.dumps(fields))
+    source = SentFile(
+        name=_clean_name(file.filename),
+        content_type=file.content_type or "application/octet-stream",
+        size_bytes=file.size or 0,
+        body=file.file,
+    )
+    if source.size_bytes == 0:
+        raise InvalidRequest("the file is empty")
+    return Submission(wanted=wanted, source=source, sha256=_digest(wanted, source.name.encode(), _hash_file(file.file)))
+
+
+def _parse_json_field(name: str, value: str) -> Any:
+    try:
+        return json.loads(value, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the form field {name} is not JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _clean_name(name: str | None) -> str:
+    last = PureWindowsPath(PurePosixPath(name or "").name).name
+    printable = "".join(character for character in last if character.isprintable())
+    return printable[:FILENAME_LENGTH] or "file"
+
+
+def _hash_file(body: BinaryIO) -> bytes:
+    digest = hashlib.sha256()
+    while block := body.read(HASH_BLOCK_BYTES):
+        digest.update(block)
+    body.seek(0)
+    return digest.digest()
+
+
+def _digest(wanted: JobSettings, *rest: bytes) -> bytes:
+    digest = hashlib.sha256(json.dumps(wanted.model_dump(mode="json"), sort_keys=True).encode())
+    for each in rest:
+        digest.update(hashlib.sha256(each).digest())
+    return digest.digest()
