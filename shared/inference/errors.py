@@ -1,7 +1,8 @@
 """What can go wrong between a file and its mask, as classes with a stable code.
 
 The service maps the codes to its answers; `str(error)` is one clear sentence for the person who sent the file or
-runs the worker. Nothing here needs torch, so the API reads the codes too. The names say what is wrong, so they carry no "Error".
+runs the worker. Nothing here needs torch, so the API reads the codes too. The names say what is wrong, so they do
+without "Error".
 """
 
 from typing import ClassVar
@@ -14,28 +15,28 @@ class InferenceError(Exception):
     retryable: ClassVar[bool] = True
 
 
-class InvalidMedia(InferenceError):  # noqa: N818
+class InvalidMedia(InferenceError):
     """The bytes are no image that Maskline reads, or a damaged one."""
 
     code = "invalid_media"
     retryable = False
 
 
-class MediaLimit(InferenceError):  # noqa: N818
+class MediaLimit(InferenceError):
     """A sound image beyond a limit of this installation."""
 
     code = "media_limit"
     retryable = False
 
 
-class ModelUnavailable(InferenceError):  # noqa: N818
+class ModelUnavailable(InferenceError):
     """The weights of a mode cannot be had or read; trying again does not help until somebody provides them."""
 
     code = "model_unavailable"
     retryable = False
 
 
-class OutOfMemory(InferenceError):  # noqa: N818
+class OutOfMemory(InferenceError):
     """The device has too little memory for this image at this input size."""
 
     code = "out_of_memory"

@@ -1,0 +1,48 @@
+"""The device that inference runs on: choosing it and naming it."""
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is the first CUDA device, or the CPU where there is none; anything else is torch's own name for one.
+
+    Raises ValueError for a name torch does not know and for a CUDA device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"there is no device called {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{name} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def describe_device(device: torch.device) -> tuple[str, int]:
+    """The device's name for people, and its memory in bytes (of the CPU: the machine's, or the container's limit)."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return str(properties.name), int(properties.total_memory)
+    return _cpu_name(), _machine_memory()
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    return named.group(1).strip() if named else platform.processor() or platform.machine()
+
+
+def _machine_memory() -> int:
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
