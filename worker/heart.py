@@ -1,0 +1,119 @@
+"""The heart of a worker: a thread that keeps the worker's row and the lease of its step alive, and hears orders.
+
+It beats on a connection of its own, so that a busy or blocked step never stops it.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import structlog
+from sqlalchemy import func, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared import lifecycle
+from shared.db import SessionFactory
+from shared.errors import LeaseLost, MasklineError
+from shared.lifecycle import Lease
+from shared.models import Worker
+
+log = structlog.get_logger(__name__)
+
+
+class Draining(MasklineError):
+    """The worker is to stop; its step is given back."""
+
+    code = "draining"
+
+
+class Stopped(MasklineError):
+    """The job was canceled or has ended."""
+
+    code = "stopped"
+
+
+class Flag(Protocol):
+    def is_set(self) -> bool: ...
+
+
+class Hold:
+    """A worker's hold on the step it runs, as far as the worker itself can know."""
+
+    def __init__(self, lease: Lease, *, draining: Flag, lease_seconds: float) -> None:
+        self.lease = lease
+        self._draining = draining
+        self._lease_seconds = lease_seconds
+        self._valid_until = time.monotonic() + lease_seconds
+        self._lost = False
+        self._stop = False
+
+    def require_lease(self) -> None:
+        """Raises LeaseLost once the lease may have passed to another attempt."""
+        if self._lost or time.monotonic() > self._valid_until:
+            raise LeaseLost("the lease ran out; another attempt may have begun")
+
+    def check(self) -> None:
+        """To be called between pieces of work. Raises LeaseLost, Stopped or Draining."""
+        self.require_lease()
+        if self._stop:
+            raise Stopped("the job was canceled or has ended")
+        if self._draining.is_set():
+            raise Draining("the worker is draining")
+
+    def renew(self, sessions: SessionFactory) -> None:
+        asked_at = time.monotonic()  # before the question: the lease runs from then at the earliest
+        try:
+            with sessions.begin() as session:
+                orders = lifecycle.heartbeat(session, self.lease, lease_seconds=self._lease_seconds)
+        except LeaseLost:
+            self._lost = True
+            return
+        self._valid_until = asked_at + self._lease_seconds
+        self._stop = orders == "stop"
+
+
+class Heart:
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        *,
+        worker_id: uuid.UUID,
+        draining: Flag,
+        beat_seconds: float,
+        lease_seconds: float,
+    ) -> None:
+        self.worker_id = worker_id
+        self._sessions = sessions
+        self._draining = draining
+        self._beat_seconds = beat_seconds
+        self._lease_seconds = lease_seconds
+        self._hold: Hold | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def hold(self, lease: Lease) -> Iterator[Hold]:
+        """Keep `lease` alive for as long as the block runs."""
+        self._hold = Hold(lease, draining=self._draining, lease_seconds=self._lease_seconds)
+        try:
+            yield self._hold
+        finally:
+            self._hold = None
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(self._beat_seconds)
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(self._beat_seconds):
+            try:
+                if (hold := self._hold) is not None:
+                    hold.renew(self._sessions)
+                with self._sessions.begin() as session:
+                    session.execute(update(Worker).where(Worker.id == self.worker_id).values(heartbeat_at=func.now()))
+            except SQLAlchemyError as error:  # the hold runs out by itself should this go on
+                log.warning("a heartbeat failed", error=type(error).__name__)

@@ -1,0 +1,156 @@
+"""An image becomes a result: fetched, decoded, segmented, encoded, stored, and last of all its manifest."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from shared.config import Worker
+from shared.contract import Model, Options
+from shared.errors import SourceTooLarge
+from shared.inference import masks, media
+from shared.inference.modes import MODES
+from shared.lifecycle import ClaimedStep
+from shared.models import Job
+from shared.storage import Storage, attempt_prefix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from shared.inference.engine import Engine, Segmentation
+
+MANIFEST_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """What is published: where the manifest lies, what made the mask, and the seconds of each stage."""
+
+    manifest_key: str
+    model: dict[str, Any]
+    timing: dict[str, Any]
+
+
+def make_result(
+    claimed: ClaimedStep,
+    *,
+    storage: Storage,
+    engine: "Engine",
+    limits: Worker,
+    checkpoint: Callable[[], None],
+    tell: Callable[[str], None],
+) -> ImageResult:
+    """Make and store everything but the publication. `checkpoint` may raise between the stages.
+
+    Keys belong to this attempt alone, so that a broken attempt leaves nothing another one could take for its own.
+    Raises what storage, media and engine raise, and SourceTooLarge.
+    """
+    job, options = claimed.job, Options.model_validate(claimed.job.options)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "download"):
+        source = _fetch(storage, job, limits)
+    checkpoint()
+    with _timed(seconds, "decode"):
+        image = media.read_image(source, max_pixels=limits.image_pixels)
+    tell("segmenting")
+    made = engine.segment(image, job.mode, input_size=options.input_size, checkpoint=checkpoint)
+    tell("storing")
+    with _timed(seconds, "encode"):
+        files = list(_encode(image, made.mask, job.mode, options))
+    prefix = attempt_prefix(job.tenant_id, job.id, ordinal=claimed.ordinal, attempt=claimed.lease.attempt)
+    with _timed(seconds, "upload"):
+        stored = [_store(storage, prefix, name, body, checkpoint) for name, body in files]
+    model = _describe_model(made)
+    timing = _describe_timing(made, seconds)
+    manifest = _write_manifest(claimed, image, made.mask, stored, model=model, timing=timing)
+    manifest_key = f"{prefix}manifest.json"
+    checkpoint()
+    storage.put(manifest_key, manifest, content_type="application/json")
+    return ImageResult(manifest_key=manifest_key, model=model, timing=timing)
+
+
+def _fetch(storage: Storage, job: Job, limits: Worker) -> bytes:
+    if job.source["size_bytes"] > limits.source_bytes:
+        raise SourceTooLarge(f"an image file may have at most {limits.source_bytes} bytes")
+    return storage.read(job.source["key"], etag=job.source["etag"], limit_bytes=limits.source_bytes)
+
+
+def _encode(
+    image: "NDArray[np.uint8]", mask: "NDArray[np.uint8]", mode: str, options: Options
+) -> Iterator[tuple[str, bytes]]:
+    if "mask" in options.outputs:
+        yield "mask.png", masks.encode_mask(mask)
+    if "overlay" in options.outputs:
+        yield "overlay.png", masks.encode_png(masks.overlay(image, mask, MODES[mode].labels))
+
+
+def _store(storage: Storage, prefix: str, name: str, body: bytes, checkpoint: Callable[[], None]) -> dict[str, Any]:
+    checkpoint()
+    key = f"{prefix}{name}"
+    storage.put(key, body, content_type="image/png")
+    digest = hashlib.sha256(body).hexdigest()
+    return {"name": name, "key": key, "size": len(body), "sha256": digest, "content_type": "image/png"}
+
+
+def _describe_model(made: "Segmentation") -> dict[str, Any]:
+    info = made.model
+    model = Model(name=info.name, revision=info.revision, dtype=info.dtype, input_size=info.input_size)
+    return model.model_dump(mode="json")
+
+
+def _describe_timing(made: "Segmentation", seconds: dict[str, float]) -> dict[str, Any]:
+    return {
+        **{f"{stage}_seconds": round(spent, 6) for stage, spent in seconds.items()},
+        "load_seconds": round(made.load_seconds, 6),
+        "preprocess_seconds": round(made.preprocess_seconds, 6),
+        "inference_seconds": round(made.inference_seconds, 6),
+        "postprocess_seconds": round(made.postprocess_seconds, 6),
+        "frames": 1,
+        "peak_gpu_bytes": made.peak_gpu_bytes,
+        "device": made.model.device,
+    }
+
+
+def _write_manifest(
+    claimed: ClaimedStep,
+    image: "NDArray[np.uint8]",
+    mask: "NDArray[np.uint8]",
+    files: list[dict[str, Any]],
+    *,
+    model: dict[str, Any],
+    timing: dict[str, Any],
+) -> bytes:
+    job = claimed.job
+    labels = MODES[job.mode].labels
+    classes = [
+        {"id": number, "name": labels.classes[number], "pixels": pixels, "fraction": pixels / mask.size}
+        for number, pixels in masks.class_areas(mask).items()
+    ]
+    source = {name: value for name, value in job.source.items() if name != "key"}
+    manifest = {
+        "schema": MANIFEST_SCHEMA,
+        "job_id": str(job.id),
+        "attempt": claimed.lease.attempt,
+        "created_at": datetime.now(UTC).isoformat(),
+        "mode": job.mode,
+        "model": model,
+        "options": job.options,
+        "source": {**source, "width": image.shape[1], "height": image.shape[0]},
+        "label_space": labels.name,
+        "classes": classes,
+        "timing": timing,
+        "files": files,
+    }
+    return json.dumps(manifest, indent=1).encode()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started

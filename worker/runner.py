@@ -1,0 +1,170 @@
+"""One step, start to end: claim it, run it, and write down how it ended.
+
+Every step ends in exactly one fenced write: published, failed, given back or stopped. A worker that lost its lease
+writes nothing at all. What an image needs in between is `worker/images.py`.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from shared import lifecycle
+from shared.broker import Hints
+from shared.config import Settings
+from shared.contract import Failure
+from shared.db import SessionFactory
+from shared.errors import InvalidTransition, LeaseLost, MasklineError
+from shared.inference.errors import InferenceError
+from shared.lifecycle import ClaimedStep
+from shared.models import StepKind, Worker
+from shared.storage import Storage
+from worker.heart import Draining, Flag, Heart, Hold, Stopped
+from worker.images import ImageResult, make_result
+
+if TYPE_CHECKING:
+    from shared.inference.engine import Engine
+
+log = structlog.get_logger(__name__)
+
+OLDEST_FIRST_EVERY = 16  # one claim in so many takes the oldest step whatever its priority, so that none starves
+DATABASE_PAUSE_SECONDS = 0.5
+
+Written = TypeVar("Written")
+
+
+class Runner:
+    """Runs the steps of one queue in one process, one after the other. `engine` is None on the io queue."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        sessions: SessionFactory,
+        storage: Storage,
+        hints: Hints,
+        heart: Heart,
+        draining: Flag,
+        queue_name: str,
+        engine: "Engine | None",
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._storage = storage
+        self._hints = hints
+        self._heart = heart
+        self._draining = draining
+        self._queue_name = queue_name
+        self._engine = engine
+        self._mode_loaded: str | None = None
+        self._claims = 0
+
+    def run_until_idle(self) -> None:
+        """Claim and run steps for as long as there are any."""
+        while not self._draining.is_set():
+            claimed = self._claim()
+            if claimed is None:
+                return
+            self._run(claimed)
+
+    def _claim(self) -> ClaimedStep | None:
+        """The next step, entered in the worker's row in the same transaction; None clears that row."""
+        self._claims += 1
+        with self._sessions.begin() as session:
+            claimed = lifecycle.claim(
+                session, worker_id=self._heart.worker_id, queue_name=self._queue_name,
+                modes=self._settings.worker.modes, mode_loaded=self._mode_loaded,
+                lease_seconds=self._settings.worker.lease_seconds,
+                oldest_first=self._claims % OLDEST_FIRST_EVERY == 0,
+            )  # fmt: skip
+            session.execute(
+                update(Worker)
+                .where(Worker.id == self._heart.worker_id)
+                .values(step_id=claimed.lease.step_id if claimed else None, mode_loaded=self._mode_loaded)
+            )
+        return claimed
+
+    def _run(self, claimed: ClaimedStep) -> None:
+        fields = {"job_id": str(claimed.job.id), "step": claimed.ordinal, "attempt": claimed.lease.attempt}
+        with structlog.contextvars.bound_contextvars(**fields), self._heart.hold(claimed.lease) as hold:
+            log.info("a step begins", kind=claimed.kind, mode=claimed.job.mode)
+            try:
+                self._write(hold, self._work(claimed, hold))
+            except LeaseLost as error:
+                log.warning("a step was left to another attempt", reason=str(error))
+        self._hints.wake_sender()
+
+    def _work(self, claimed: ClaimedStep, hold: Hold) -> Callable[[Session], str]:
+        """Do the step; what comes back writes its outcome and says which it was. Raises LeaseLost."""
+        lease = claimed.lease
+        try:
+            result = self._infer(claimed, hold)
+        except LeaseLost:
+            raise
+        except Draining:
+            return lambda session: f"given back: {lifecycle.release_step(session, lease).state}"
+        except Stopped:
+            return lambda session: f"stopped: {lifecycle.stop_step(session, lease).state}"
+        except (MasklineError, InferenceError) as error:
+            failure = Failure(code=error.code, detail=str(error), retryable=error.retryable)
+            return self._fail(claimed, failure)
+        except Exception as error:
+            log.exception("a step met an error nobody expected")
+            detail = f"the worker met an unexpected {type(error).__name__}; its log has the reason"
+            return self._fail(claimed, Failure(code="internal_error", detail=detail, retryable=True))
+        return lambda session: self._publish(session, claimed, result)
+
+    def _infer(self, claimed: ClaimedStep, hold: Hold) -> ImageResult:
+        if self._engine is None or claimed.kind != StepKind.INFER:
+            raise RuntimeError(f"a worker of the queue {self._queue_name} cannot run a step of kind {claimed.kind}")
+        self._mode_loaded = claimed.job.mode
+
+        def tell(stage: str) -> None:
+            hold.check()
+            with self._sessions.begin() as session:
+                lifecycle.report_progress(session, claimed.lease, stage=stage, done=0, total=1)
+
+        return make_result(
+            claimed, storage=self._storage, engine=self._engine, limits=self._settings.worker,
+            checkpoint=hold.check, tell=tell,
+        )  # fmt: skip
+
+    def _publish(self, session: Session, claimed: ClaimedStep, result: ImageResult) -> str:
+        try:
+            job = lifecycle.publish(
+                session, claimed.lease, manifest_key=result.manifest_key, model=result.model, timing=result.timing
+            )
+        except InvalidTransition:  # canceled in the meantime: nothing is published, and the cancel has its way
+            session.rollback()
+            return f"stopped: {lifecycle.stop_step(session, claimed.lease).state}"
+        return f"published: {job.state}"
+
+    def _fail(self, claimed: ClaimedStep, failure: Failure) -> Callable[[Session], str]:
+        log.warning("a step failed", code=failure.code, detail=failure.detail, retryable=failure.retryable)
+        limit = self._settings.jobs.failed_attempts
+        return lambda session: (
+            f"failed: {lifecycle.fail_step(session, claimed.lease, failure, failed_attempts=limit).state}"
+        )
+
+    def _write(self, hold: Hold, write: Callable[[Session], str]) -> None:
+        """Commit the outcome, again and again while the database is away and the lease lasts.
+
+        A commit whose answer was lost may be tried twice: the second finds the attempt ended and raises LeaseLost.
+        """
+        while True:
+            try:
+                with self._sessions() as session:
+                    outcome = write(session)
+                    session.commit()
+            except (OperationalError, PoolTimeoutError) as error:
+                log.warning("the outcome of a step could not be written yet", error=type(error).__name__)
+                time.sleep(DATABASE_PAUSE_SECONDS)
+                hold.require_lease()
+            else:
+                log.info("a step ended", outcome=outcome)
+                return
