@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import threading
@@ -21,6 +22,7 @@ HOME_VARIABLE = "MASKLINE_HOME"
 KILL_SECONDS = 5.0
 POLL_SECONDS = 0.02
 TAIL_BYTES = 4096
+LOG_BYTES = 64 * 2**20
 
 
 class StackError(Exception):
@@ -50,6 +52,8 @@ class Record:
 
 
 class Child:
+    """A subclass says what `start` runs, when that is ready, and how long `stop` waits."""
+
     def __init__(self, name: str, *, home: Path) -> None:
         self.name = name
         self.home = home
@@ -67,10 +71,19 @@ class Child:
     def running(self) -> bool:
         return self._process is not None and self.poll() is None
 
-    def start(self, command: Command) -> None:
-        """Start the program; its output goes straight to the log file, so that no slow reader can ever block it."""
+    def start(self) -> None:
+        """Start it unless it runs, and return once it is ready; StackError, with its last words, if it does not."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop it cleanly within a bounded time, else kill it."""
+        raise NotImplementedError
+
+    def spawn(self, command: Command) -> None:
+        """Run the program; its output goes straight to the log file, so that no slow reader can ever block it."""
         with self._lock:
             account = command.account
+            self.trim_log()
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
                     command.arguments,
@@ -124,7 +137,7 @@ class Child:
             time.sleep(POLL_SECONDS)
         return True
 
-    def stop(self, *, grace_seconds: float) -> bool:
+    def end(self, *, grace_seconds: float) -> bool:
         """Ask it to end, wait, then kill; False if it had to be killed."""
         self.ask_to_stop()
         if self.wait(grace_seconds):
@@ -137,6 +150,13 @@ class Child:
             if self._process is not None and self.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self.wait(KILL_SECONDS)
+
+    def trim_log(self) -> None:
+        """Set a log aside that has grown large. Its writer appends, so it may be emptied while it is written."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.log.stat().st_size > LOG_BYTES:
+                shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
+                os.truncate(self.log, 0)
 
     def last_words(self, lines: int = 8) -> str:
         """The end of its log, for a message about why it ended."""

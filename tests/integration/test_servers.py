@@ -25,7 +25,9 @@ from redis.retry import Retry
 
 from cli.child import StackError
 from cli.folder import claim_folder
-from cli.servers import ObjectStore, Postgres, Redis, Server, Servers, run_servers
+from cli.postgres import Postgres
+from cli.server import Server
+from cli.servers import ObjectStore, Redis, Servers, run_servers
 
 BUCKET = "promises"
 END_SECONDS = 15
