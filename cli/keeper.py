@@ -13,7 +13,10 @@ from cli.child import stop_leftovers
 
 def keep() -> None:
     sys.stdin.buffer.read()
-    stop_leftovers(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    stop_leftovers(folder)
+    for description in ("stack.json", "authorization"):  # they say that a stack runs here
+        (folder / description).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
