@@ -78,20 +78,18 @@ def move_job(session: Session, job_id: uuid.UUID, to: JobState, **values: Any) -
     return job
 
 
-def move_step(
-    session: Session, step_id: uuid.UUID, to: StepState, *, attempt: int | None = None, **values: Any
-) -> Step:
-    """Raises LeaseLost when `attempt` no longer runs, without one InvalidTransition; either way writes nothing."""
+def move_step(session: Session, step_id: uuid.UUID, to: StepState, *, fence: int | None = None, **values: Any) -> Step:
+    """Raises LeaseLost when the attempt `fence` no longer runs, without one InvalidTransition; then writes nothing."""
     sources = [state for state, targets in STEP_MOVES.items() if to in targets]
     statement = update(Step).where(Step.id == step_id, Step.state.in_(sources))
-    if attempt is not None:
-        statement = statement.where(Step.state == StepState.RUNNING, Step.attempt == attempt)
+    if fence is not None:
+        statement = statement.where(Step.state == StepState.RUNNING, Step.attempt == fence)
     if to != StepState.RUNNING:
         values["lease_expires_at"] = None
     step = session.execute(
         statement.values(state=to, **values).returning(Step).execution_options(populate_existing=True)
     ).scalar_one_or_none()
-    if step is None and attempt is not None:
+    if step is None and fence is not None:
         raise LeaseLost("the step belongs to another attempt")
     if step is None:
         raise InvalidTransition(f"the step is not in a state that can become {to}")
@@ -154,6 +152,8 @@ def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
         for step in steps
         if step.state in (StepState.FAILED, StepState.CANCELED)
     ]
+    if any(step.state == StepState.RUNNING for step in steps):  # one that had not yet heard of the job's end goes on
+        job = _start_job(session, job_id)
     return job, woken
 
 
@@ -192,13 +192,11 @@ def claim(
         return None
     step = move_step(
         session, step_id, StepState.RUNNING,
-        attempt=None, worker_id=worker_id, lease_expires_at=_in(lease_seconds), started_at=func.now(),
+        attempt=Step.attempt + 1, worker_id=worker_id, lease_expires_at=_in(lease_seconds), started_at=func.now(),
     )  # fmt: skip
-    step.attempt += 1
     job = _lock_job(session, step.job_id)
     if job.state == JobState.QUEUED:
-        stop_by = func.now() + _interval(Job.run_timeout_seconds)
-        job = move_job(session, job.id, JobState.RUNNING, started_at=func.now(), stop_by=stop_by)
+        job = _start_job(session, job.id)
     job.attempts = max(job.attempts, step.attempt)
     _record_attempt(session, step, "started")
     session.flush()
@@ -231,7 +229,7 @@ def report_progress(session: Session, lease: Lease, *, stage: str, done: int, to
 def publish(session: Session, lease: Lease, *, manifest_key: str, model: dict[str, Any], timing: dict[str, Any]) -> Job:
     """End the step and with it its job: from this commit on the result exists. Raises LeaseLost; InvalidTransition
     when a cancel came first."""
-    step = move_step(session, lease.step_id, StepState.DONE, attempt=lease.attempt, finished_at=func.now())
+    step = move_step(session, lease.step_id, StepState.DONE, fence=lease.attempt, finished_at=func.now())
     job = _lock_job(session, step.job_id)
     if job.cancel_requested_at is not None:
         raise InvalidTransition("the job was canceled before its result was there")
@@ -252,7 +250,7 @@ def fail_step(session: Session, lease: Lease, failure: Failure, *, failed_attemp
         pause = _in(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
         step = move_step(
             session, step.id, StepState.QUEUED,
-            attempt=lease.attempt, failures=failures, error=error, run_after=pause, hint_at=pause,
+            fence=lease.attempt, failures=failures, error=error, run_after=pause, hint_at=pause,
         )  # fmt: skip
         _record_attempt(session, step, "put off", error=error)
         return step
@@ -333,8 +331,13 @@ def _requeue(session: Session, step: Step, steps: Sequence[Step], outcome: str) 
     return step
 
 
+def _start_job(session: Session, job_id: uuid.UUID) -> Job:
+    stop_by = func.now() + _interval(Job.run_timeout_seconds)
+    return move_job(session, job_id, JobState.RUNNING, started_at=func.now(), stop_by=stop_by)
+
+
 def _cancel_running(session: Session, step: Step, steps: Sequence[Step]) -> Step:
-    step = move_step(session, step.id, StepState.CANCELED, attempt=step.attempt, finished_at=func.now())
+    step = move_step(session, step.id, StepState.CANCELED, fence=step.attempt, finished_at=func.now())
     job = _lock_job(session, step.job_id)
     _record_attempt(session, step, "canceled")
     _cancel_queued(session, steps)
@@ -345,7 +348,7 @@ def _cancel_running(session: Session, step: Step, steps: Sequence[Step]) -> Step
 
 def _fail(session: Session, step: Step, steps: Sequence[Step], error: dict[str, Any], **values: Any) -> Step:
     step = move_step(
-        session, step.id, StepState.FAILED, attempt=step.attempt, error=error, finished_at=func.now(), **values
+        session, step.id, StepState.FAILED, fence=step.attempt, error=error, finished_at=func.now(), **values
     )
     job = _lock_job(session, step.job_id)
     _record_attempt(session, step, "failed", error=error)
@@ -388,7 +391,8 @@ def _lock_steps(session: Session, job_id: uuid.UUID) -> list[Step]:
 
 
 def _lock_job(session: Session, job_id: uuid.UUID) -> Job:
-    locked = select(Job).where(Job.id == job_id, Job.deleted_at.is_(None)).with_for_update()
+    # Not the stronger lock: it would wait for whoever merely refers to the job, and two such could wait for each other.
+    locked = select(Job).where(Job.id == job_id, Job.deleted_at.is_(None)).with_for_update(key_share=True)
     job = session.scalar(locked.execution_options(populate_existing=True))
     if job is None:
         raise NotFound("there is no such job")

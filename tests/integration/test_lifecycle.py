@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
@@ -17,8 +18,8 @@ from tests.integration.conftest import BAD_MEDIA, MODEL, TIMING, TROUBLE, MakeJo
 
 Claim = Callable[..., ClaimedStep]
 
-FORCED_STEP_VALUES = {StepState.RUNNING: {"lease_expires_at": func.now()}}
-FORCED_JOB_VALUES = {
+FORCED_STEP_VALUES: dict[StepState, dict[str, Any]] = {StepState.RUNNING: {"lease_expires_at": func.now()}}
+FORCED_JOB_VALUES: dict[JobState, dict[str, Any]] = {
     JobState.SUCCEEDED: {"manifest_key": "a key"},
     JobState.FAILED: {"error": {"code": "c", "detail": "d", "retryable": False}},
     JobState.EXPIRED: {"error": {"code": "c", "detail": "d", "retryable": False}},
@@ -276,7 +277,7 @@ def test_a_retry_keeps_finished_steps_and_runs_the_rest_again(
     job = make_job(steps=2)
     done, failing = claim(), claim()
     with sessions.begin() as session:
-        lifecycle.move_step(session, done.lease.step_id, StepState.DONE, attempt=done.lease.attempt)
+        lifecycle.move_step(session, done.lease.step_id, StepState.DONE, fence=done.lease.attempt)
         lifecycle.fail_step(session, failing.lease, BAD_MEDIA, failed_attempts=3)
     with sessions.begin() as session:
         again, woken = lifecycle.retry(session, job.id)
@@ -284,6 +285,18 @@ def test_a_retry_keeps_finished_steps_and_runs_the_rest_again(
         assert [step.ordinal for step in woken] == [1]
     assert [step.state for step in read_steps(sessions, job)] == ["done", "queued"]
     assert claim().lease.attempt == 2
+
+
+def test_a_step_that_still_ran_when_its_job_was_retried_goes_on(
+    sessions: SessionFactory, make_job: MakeJob, claim: Claim
+) -> None:
+    job = make_job(steps=2)
+    failing, running = claim(), claim()
+    with sessions.begin() as session:
+        lifecycle.fail_step(session, failing.lease, BAD_MEDIA, failed_attempts=3)
+    with sessions.begin() as session:
+        assert lifecycle.retry(session, job.id)[0].state == JobState.RUNNING
+        assert lifecycle.heartbeat(session, running.lease, lease_seconds=30) == "go on"
 
 
 def test_an_active_job_is_not_deleted(sessions: SessionFactory, job_in: MakeJob) -> None:
@@ -297,11 +310,12 @@ def test_cancels_retries_and_finishes_in_a_crowd_never_wait_for_each_other(
     sessions: SessionFactory, make_job: MakeJob, claim: Claim
 ) -> None:
     """A deadlock would surface as a database error in one of the threads."""
+    offer: Callable[[], ClaimedStep | None] = claim
     jobs = [make_job(steps=4) for _ in range(4)]
 
     def work(_: int) -> None:
         for _ in range(6):
-            claimed = claim()
+            claimed = offer()
             if claimed is None:
                 return
             with sessions.begin() as session:
@@ -328,7 +342,8 @@ def test_one_step_is_claimed_once_however_many_ask(
     for _ in range(5):
         make_job()
     with ThreadPoolExecutor(10) as pool:
-        claimed = [each for each in pool.map(lambda _: claim(), range(10)) if each is not None]
+        offered: list[ClaimedStep | None] = list(pool.map(lambda _: claim(), range(10)))
+        claimed = [each for each in offered if each is not None]
     assert len(claimed) == len({each.lease.step_id for each in claimed}) == 5
     with sessions() as session:
         assert set(session.scalars(select(Step.attempt))) == {1}
