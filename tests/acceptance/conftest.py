@@ -1,0 +1,141 @@
+"""One whole stack of real processes for these tests, spoken to as a customer would: over HTTP."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import psycopg
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from cli.stack import Stack
+from shared import config
+from shared.inference.demo.scenes import draw_scene
+from shared.storage import Storage
+from tests.receiver import Receiver, run_receiver
+
+LEASE_SECONDS = 4
+WAIT_SECONDS = 120
+ENDED = {"succeeded", "failed", "canceled", "expired"}
+
+
+@dataclass(frozen=True)
+class Service:
+    """The stack as its customers and its operator see it."""
+
+    stack: Stack
+    http: httpx2.Client
+
+    def submit(self, image: bytes, *, name: str = "scene.png", **fields: Any) -> dict[str, Any]:
+        form = {
+            "mode": "demo",
+            **{key: json.dumps(value) if isinstance(value, dict) else value for key, value in fields.items()},
+        }
+        answer = self.http.post("/v1/jobs", data=form, files={"file": (name, image)})
+        assert answer.status_code == 202, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    def look(self, job: dict[str, Any]) -> dict[str, Any]:
+        seen: dict[str, Any] = self.http.get(job["links"]["self"]).raise_for_status().json()
+        return seen
+
+    def wait_for(self, job: dict[str, Any], *, states: set[str] = ENDED, stage: str | None = None) -> dict[str, Any]:
+        """The job once it is in one of `states` and, when one is named, in that `stage`."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            seen = self.look(job)
+            if seen["state"] in states and (stage is None or seen["progress"]["stage"] == stage):
+                return seen
+            assert not (seen["state"] in ENDED and ENDED.isdisjoint(states)), f"it ended too early: {seen}"
+            time.sleep(0.02)
+        raise AssertionError(f"the job did not get there: {self.look(job)}")
+
+    def result(self, job: dict[str, Any]) -> dict[str, Any]:
+        manifest: dict[str, Any] = self.http.get(job["links"]["result"]).raise_for_status().json()
+        return manifest
+
+    def mask(self, job: dict[str, Any]) -> NDArray[np.uint8]:
+        [file] = [each for each in self.result(job)["files"] if each["name"] == "mask.png"]
+        with Image.open(io.BytesIO(httpx2.get(file["url"]).raise_for_status().content)) as image:
+            assert image.mode == "L"
+            return np.array(image)
+
+    def storage(self) -> Storage:
+        given = self.stack.environment()
+        return Storage.from_settings(
+            config.Storage(
+                endpoint_url=given["MASKLINE_STORAGE__ENDPOINT_URL"],
+                bucket=given["MASKLINE_STORAGE__BUCKET"],
+                access_key=given["MASKLINE_STORAGE__ACCESS_KEY"],
+                secret_key=SecretStr(given["MASKLINE_STORAGE__SECRET_KEY"]),
+            )
+        )
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        url = make_url(self.stack.environment()["MASKLINE_DATABASE__URL"]).set(drivername="postgresql")
+        with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
+            return connection.execute(statement.encode()).fetchall()
+
+    def kill_gpu_child(self) -> int:
+        """`kill -9` of the process that runs the steps; its parent lives on and starts another."""
+        [(pid,)] = self.query("SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL")
+        os.kill(pid, signal.SIGKILL)
+        return int(pid)
+
+    def events(self, job: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+        rows = self.query(f"SELECT data FROM job_events WHERE job_id = '{job['id']}' AND type = '{kind}' ORDER BY id")  # noqa: S608
+        return [data for (data,) in rows]
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    folder = Path(tempfile.mkdtemp(prefix="maskline-"))
+    short = {"MASKLINE_WORKER__LEASE_SECONDS": str(LEASE_SECONDS), "MASKLINE_WORKER__HEARTBEAT_SECONDS": "1"}
+    try:
+        with Stack(folder, durable=False, settings=short) as stack:
+            headers = {"Authorization": f"Bearer {stack.api_key}"}
+            with httpx2.Client(base_url=stack.url, headers=headers, timeout=30) as http:
+                yield Service(stack, http)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with run_receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def scene() -> bytes:
+    return encode(draw_scene(7, width=320, height=240).image)
+
+
+@pytest.fixture(scope="session")
+def large_scene() -> bytes:
+    """Enough work for a test to interfere: with SLOW options, seconds of inference on two cores."""
+    return encode(draw_scene(8, width=1600, height=1600).image)
+
+
+SLOW = {"input_size": 1280}
+
+
+def encode(image: NDArray[np.uint8] | Image.Image, *, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
