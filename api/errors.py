@@ -8,16 +8,19 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import errors
 from shared.errors import MasklineError
 
 log = structlog.get_logger(__name__)
 
+PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
 
 
@@ -60,16 +63,36 @@ class Problem(BaseModel):
     errors: list[dict[str, Any]] | None = None
 
 
+class LargeBodiesAsProblems:
+    """Starlette refuses a body by its announced length in plain text; this middleware says it as everything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                refused = Headers(raw=message["headers"])["content-type"] != PROBLEM_TYPE
+                if refused:
+                    await _problem(413, TooLarge.code, "the request's body is too large")(scope, receive, send)
+            if not refused:
+                await send(message)
+
+        await self._app(scope, receive, send_problem)
+
+
 def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route that can refuse with these statuses."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(MasklineError, _answer_our_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
-    app.add_exception_handler(ValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(PoolTimeoutError, _answer_database)
     app.add_exception_handler(DBAPIError, _answer_database)
@@ -83,7 +106,7 @@ def _answer_our_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _answer_validation(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError | ValidationError)  # noqa: S101 - for the type checker
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
     found = [
         {"field": ".".join(str(part) for part in each["loc"]), "detail": each["msg"], "rule": each["type"]}
         for each in error.errors()
@@ -94,6 +117,8 @@ def _answer_validation(_request: Request, error: Exception) -> JSONResponse:
 
 def _answer_http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    if error.status_code == 400:  # how the framework answers a body that it cannot parse
+        return _problem(422, InvalidRequest.code, str(error.detail))
     codes = {404: "not_found", 405: "method_not_allowed", 413: TooLarge.code}
     code = codes.get(error.status_code, HTTPStatus(error.status_code).name.lower())
     return _problem(error.status_code, code, str(error.detail), headers=error.headers)
@@ -129,6 +154,4 @@ def _problem(
         extra["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if status == 401:
         extra["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        problem.model_dump(exclude_none=True), status, headers=extra, media_type="application/problem+json"
-    )
+    return JSONResponse(problem.model_dump(exclude_none=True), status, headers=extra, media_type=PROBLEM_TYPE)

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import RedirectResponse
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from api import errors
 from api.deps import Resources
@@ -35,9 +36,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=VERSION,
         description="Turns images and recordings into segmentation masks, asynchronously and without losing one.",
         lifespan=lifespan,
-        max_body_size=settings.api.json_body_bytes,
     )
     errors.install(app)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.api.json_body_bytes)
+    app.add_middleware(errors.LargeBodiesAsProblems)
     app.include_router(service.router)
     app.include_router(uploads.router)
     app.include_router(jobs.router, max_body_size=settings.api.upload_body_bytes + MULTIPART_OVERHEAD_BYTES)

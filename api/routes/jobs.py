@@ -79,8 +79,8 @@ async def submit_job(
     """Submit an image, as a file in a form or as an upload named in JSON."""
     key = idempotency.parse_key(idempotency_key) if idempotency_key is not None else None
     wait_seconds = _parse_wait(prefer)
-    submission = await read_submission(request, resources.settings.api)
-    job = await run_in_threadpool(_accept_once, resources, tenant, submission, key)
+    async with read_submission(request, resources.settings.api) as submission:
+        job = await run_in_threadpool(_accept_once, resources, tenant, submission, key)
     if wait_seconds:
         job = await _watch_until_done(resources, job, seconds=wait_seconds)
     response.headers["Location"] = job.links.self
