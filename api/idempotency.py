@@ -1,13 +1,15 @@
 """Idempotency-Key: the same key and body give the same job, however often and however broken the line.
 
 A request takes its key before it does anything and settles it in the transaction that accepts the job. One that
-died in between holds the key no longer than `locked_until`.
+died in between holds the key no longer than `locked_until`; one that was only slow accepts
+nothing once another has taken its key over.
 """
 
 import uuid
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -16,6 +18,15 @@ from shared.errors import IdempotencyConflict, IdempotencyMismatch
 from shared.models import IdempotencyKey
 
 KEY_LENGTH = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """A key that one request uses. Its end also tells it from the hold of a request that took the key over."""
+
+    tenant_id: uuid.UUID
+    key: str
+    locked_until: datetime
 
 
 def parse_key(header: str) -> str:
@@ -36,8 +47,8 @@ def take(
     request_sha256: bytes,
     lock_seconds: float,
     keep_seconds: float,
-) -> uuid.UUID | None:
-    """None when the key is ours to use now, else the job it already stands for.
+) -> Hold | uuid.UUID:
+    """The key, ours to use now, or the job it already stands for.
 
     Raises IdempotencyMismatch for another body, IdempotencyConflict while a first request is in flight.
     """
@@ -55,10 +66,10 @@ def take(
             set_={**values, "job_id": None},
             where=or_(abandoned, IdempotencyKey.expires_at < func.now()),
         )
-        .returning(IdempotencyKey.key)
+        .returning(IdempotencyKey.locked_until)
     )
     if taken is not None:
-        return None
+        return Hold(tenant_id=tenant_id, key=key, locked_until=taken)
     row = session.scalars(select(IdempotencyKey).filter_by(tenant_id=tenant_id, key=key)).one()
     if row.request_sha256 != request_sha256:
         raise IdempotencyMismatch("this Idempotency-Key was used with another request")
@@ -67,10 +78,22 @@ def take(
     return row.job_id
 
 
-def settle(session: Session, tenant_id: uuid.UUID, key: str, *, job_id: uuid.UUID) -> None:
-    session.execute(update(IdempotencyKey).filter_by(tenant_id=tenant_id, key=key).values(job_id=job_id))
+def settle(session: Session, hold: Hold, *, job_id: uuid.UUID) -> None:
+    """Raises IdempotencyConflict when another request took the key over, whose job it shall be."""
+    settled = update(IdempotencyKey).where(*_is_held(hold)).values(job_id=job_id).returning(IdempotencyKey.key)
+    if session.scalar(settled) is None:
+        raise IdempotencyConflict("this request took so long that another one with its Idempotency-Key began")
 
 
-def release(session: Session, tenant_id: uuid.UUID, key: str) -> None:
+def release(session: Session, hold: Hold) -> None:
     """A refused request did not use its key."""
-    session.execute(delete(IdempotencyKey).filter_by(tenant_id=tenant_id, key=key, job_id=None))
+    session.execute(delete(IdempotencyKey).where(*_is_held(hold)))
+
+
+def _is_held(hold: Hold) -> tuple[ColumnElement[bool], ...]:
+    return (
+        IdempotencyKey.tenant_id == hold.tenant_id,
+        IdempotencyKey.key == hold.key,
+        IdempotencyKey.locked_until == hold.locked_until,
+        IdempotencyKey.job_id.is_(None),
+    )

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from api import idempotency
 from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, describe_problems
+from api.idempotency import Hold
 from api.routes.uploads import find_complete_upload
 from api.schemas import JobPage
 from api.submissions import SentFile, Submission, read_submission
@@ -171,24 +172,24 @@ def find_job(session: Session, tenant: Tenant, job_id: uuid.UUID) -> JobRow:
 
 def _accept_once(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
     if key is None:
-        return _accept(resources, tenant, submission, key)
+        return _accept(resources, tenant, submission, None)
     limits = resources.settings.api
     with resources.sessions.begin() as session:
-        known = idempotency.take(
+        taken = idempotency.take(
             session, tenant.id, key, request_sha256=submission.sha256,
             lock_seconds=limits.idempotency_lock_seconds, keep_seconds=limits.idempotency_keep_seconds,
         )  # fmt: skip
-        if known is not None:
-            return describe_job(find_job(session, tenant, known))
+        if not isinstance(taken, Hold):
+            return describe_job(find_job(session, tenant, taken))
     try:
-        return _accept(resources, tenant, submission, key)
+        return _accept(resources, tenant, submission, taken)
     except Exception:
         with resources.sessions.begin() as session:
-            idempotency.release(session, tenant.id, key)
+            idempotency.release(session, taken)
         raise
 
 
-def _accept(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
+def _accept(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
     """The file first, then one transaction for the job, its step and its key; only then a hint."""
     job_id = create_id()
     upload_id, source = _place_source(resources, tenant, job_id, submission)
@@ -201,8 +202,8 @@ def _accept(resources: Resources, tenant: Tenant, submission: Submission, key: s
             run_timeout_seconds=limits.run_timeout_seconds, keep_seconds=limits.keep_seconds,
         )  # fmt: skip
         [step] = lifecycle.submit(session, row, steps=[(StepKind.INFER, GPU)])
-        if key is not None:
-            idempotency.settle(session, tenant.id, key, job_id=job_id)
+        if hold is not None:
+            idempotency.settle(session, hold, job_id=job_id)
         job = describe_job(row)
     resources.hints.wake(GPU, step.id)
     return job
