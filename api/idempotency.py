@@ -1,8 +1,8 @@
 """Idempotency-Key: the same key and body give the same job, however often and however broken the line.
 
 A request takes its key before it does anything and settles it in the transaction that accepts the job. One that
-died in between holds the key no longer than `locked_until`; one that was only slow accepts
-nothing once another has taken its key over.
+died in between holds the key no longer than `locked_until`; one that was only slow accepts nothing once another has
+taken its key over.
 """
 
 import uuid

@@ -122,7 +122,7 @@ def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]])
 def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
     """Cancel at once what no worker holds; a running step is told at its next heartbeat and ends the job then."""
     steps = _lock_steps(session, job_id)
-    job = _lock_job(session, job_id)
+    job = _lock_shown_job(session, job_id)
     if job.state.is_terminal:
         raise InvalidTransition(f"the job is already {job.state}")
     if job.cancel_requested_at is None:
@@ -159,7 +159,7 @@ def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
 
 def delete_job(session: Session, job_id: uuid.UUID) -> None:
     """Hide the job at once; upkeep removes its files and then its row. Raises JobActive before it has ended."""
-    job = _lock_job(session, job_id)
+    job = _lock_shown_job(session, job_id)
     if not job.state.is_terminal:
         raise JobActive(f"the job is {job.state}; cancel it first")
     job.deleted_at = func.now()
@@ -392,9 +392,17 @@ def _lock_steps(session: Session, job_id: uuid.UUID) -> list[Step]:
 
 def _lock_job(session: Session, job_id: uuid.UUID) -> Job:
     # Not the stronger lock: it would wait for whoever merely refers to the job, and two such could wait for each other.
-    locked = select(Job).where(Job.id == job_id, Job.deleted_at.is_(None)).with_for_update(key_share=True)
+    locked = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
     job = session.scalar(locked.execution_options(populate_existing=True))
     if job is None:
+        raise NotFound("there is no such job")
+    return job
+
+
+def _lock_shown_job(session: Session, job_id: uuid.UUID) -> Job:
+    """For what clients ask; a step that outlived its job's end goes on to its own when the job is deleted meanwhile."""
+    job = _lock_job(session, job_id)
+    if job.deleted_at is not None:
         raise NotFound("there is no such job")
     return job
 

@@ -20,7 +20,7 @@ from shared.broker import Hints
 from shared.config import Settings, load_settings
 from shared.db import SessionFactory, create_session_factory
 from shared.errors import MasklineError
-from shared.models import DeliveryState, IdempotencyKey, Job, JobState, Upload, WebhookDelivery, Worker
+from shared.models import DeliveryState, IdempotencyKey, Job, JobState, Step, StepState, Upload, WebhookDelivery, Worker
 from shared.storage import Storage, job_prefix
 
 log = structlog.get_logger(__name__)
@@ -81,8 +81,9 @@ class Upkeep:
                 self.hints.wake_sender()
 
     def purge_jobs(self) -> None:
-        """Remove the files, then the row, of jobs that were deleted or outlived their retention."""
-        over = or_(Job.deleted_at.is_not(None), Job.expires_at < func.now())
+        """Remove the files, then the row, of jobs deleted or past their retention, once none of their steps runs."""
+        running = exists().where(Step.job_id == Job.id, Step.state == StepState.RUNNING)
+        over = or_(Job.deleted_at.is_not(None), Job.expires_at < func.now()) & ~running
         with self.sessions() as session:
             rows = list(session.scalars(select(Job).where(over).limit(PURGED_AT_ONCE)))
         for row in rows:
