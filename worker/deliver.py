@@ -1,8 +1,11 @@
 """Sending webhooks: one signed POST per attempt, bounded in time and in what is read of the answer."""
 
+import socket
+import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import structlog
@@ -52,20 +55,56 @@ class Sender:
 
     def _post(self, delivery: DueDelivery, headers: dict[str, str]) -> int:
         limit = self._settings.total_timeout_seconds
-        deadline = time.monotonic() + limit
         parts, address = resolve(delivery.url, allow_private=self._settings.allow_private_addresses)
-        host = parts.hostname or ""
         dialled = httpx2.URL(delivery.url).copy_with(host=address)
-        extensions: dict[str, Any] = {"sni_hostname": host}  # TLS still verifies the name, not the address
         headers = {**headers, "host": parts.netloc, "content-type": "application/json", "user-agent": "Maskline"}
         timeout = httpx2.Timeout(limit, connect=self._settings.connect_timeout_seconds)
-        with (
-            httpx2.Client(trust_env=False, follow_redirects=False, timeout=timeout) as client,
-            client.stream("POST", dialled, content=delivery.body, headers=headers, extensions=extensions) as answer,
-        ):
-            read = 0
-            for block in answer.iter_raw():  # undecoded, so that a small answer cannot grow in our memory
-                read += len(block)
-                if read > READ_BYTES or time.monotonic() > deadline:
-                    break
-            return answer.status_code
+        with _Deadline(limit) as deadline, httpx2.Client(trust_env=False, timeout=timeout) as client:
+            extensions = {"sni_hostname": parts.hostname or "", "trace": deadline.watch}  # TLS verifies the name
+            with client.stream(
+                "POST", dialled, content=delivery.body, headers=headers, extensions=extensions, follow_redirects=False
+            ) as answer:
+                _read_some(answer)
+                return answer.status_code
+
+
+def _read_some(answer: httpx2.Response) -> None:
+    """Let the receiver finish, within bounds. Its status has come; whatever its body does, it does not change that."""
+    read = 0
+    with suppress(httpx2.HTTPError, OSError):
+        for block in answer.iter_raw():  # undecoded, so that a small answer cannot grow in our memory
+            read += len(block)
+            if read > READ_BYTES:
+                return
+
+
+class _Deadline:
+    """Shuts the connection down when the time of a call is over.
+
+    The client's own timeouts begin anew with every byte, so that a receiver that drips could hold the sender for ever.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._ends_at = time.monotonic() + seconds
+        self._connection: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def watch(self, event: str, details: dict[str, Any]) -> None:
+        """The client's `trace` hook, which is how it shows its connection."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._connection = details["return_value"].get_extra_info("socket")
+            if time.monotonic() >= self._ends_at:
+                self._cut()
+
+    def _cut(self) -> None:
+        if self._connection is not None:
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
