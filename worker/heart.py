@@ -5,7 +5,6 @@ It beats on a connection of its own, so that a busy or blocked step never stops 
 
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -21,6 +20,8 @@ from shared.lifecycle import Lease
 from shared.models import Worker
 
 log = structlog.get_logger(__name__)
+
+DESCRIPTION = ("id", "host", "pid", "queue", "device", "memory_bytes", "modes")  # of a worker, as it never changes
 
 
 class Draining(MasklineError):
@@ -80,12 +81,13 @@ class Heart:
         self,
         sessions: SessionFactory,
         *,
-        worker_id: uuid.UUID,
+        worker: Worker,
         draining: Flag,
         beat_seconds: float,
         lease_seconds: float,
     ) -> None:
-        self.worker_id = worker_id
+        self.worker_id = worker.id
+        self._description = {name: getattr(worker, name) for name in DESCRIPTION}
         self._sessions = sessions
         self._draining = draining
         self._beat_seconds = beat_seconds
@@ -113,7 +115,13 @@ class Heart:
             try:
                 if (hold := self._hold) is not None:
                     hold.renew(self._sessions)
-                with self._sessions.begin() as session:
-                    session.execute(update(Worker).where(Worker.id == self.worker_id).values(heartbeat_at=func.now()))
+                self._show()
             except SQLAlchemyError as error:  # the hold runs out by itself should this go on
                 log.warning("a heartbeat failed", error=type(error).__name__)
+
+    def _show(self) -> None:
+        """Tell that the worker lives, and enter it anew when upkeep took a long silence for its death."""
+        beat = update(Worker).where(Worker.id == self.worker_id).values(heartbeat_at=func.now()).returning(Worker.id)
+        with self._sessions.begin() as session:
+            if session.scalar(beat) is None:
+                session.add(Worker(**self._description))

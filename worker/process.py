@@ -46,7 +46,7 @@ class WorkerProcess:
         with sessions.begin() as session:
             session.add(row)
         heart = Heart(
-            sessions, worker_id=row.id, draining=draining,
+            sessions, worker=row, draining=draining,
             beat_seconds=settings.worker.heartbeat_seconds, lease_seconds=settings.worker.lease_seconds,
         )  # fmt: skip
         hints = Hints(settings.broker)
