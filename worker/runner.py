@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 OLDEST_FIRST_EVERY = 16  # one claim in so many takes the oldest step whatever its priority, so that none starves
 DATABASE_PAUSE_SECONDS = 0.5
+DATABASE_AWAY = (OperationalError, PoolTimeoutError)
 
 Written = TypeVar("Written")
 
@@ -126,8 +127,11 @@ class Runner:
 
         def tell(stage: str) -> None:
             hold.check()
-            with self._sessions.begin() as session:
-                lifecycle.report_progress(session, claimed.lease, stage=stage, done=0, total=1)
+            try:
+                with self._sessions.begin() as session:
+                    lifecycle.report_progress(session, claimed.lease, stage=stage, done=0, total=1)
+            except DATABASE_AWAY as error:  # no reason to lose the work
+                log.warning("progress could not be told", stage=stage, error=type(error).__name__)
 
         return make_result(
             claimed, storage=self._storage, engine=self._engine, limits=self._settings.worker,
@@ -161,7 +165,7 @@ class Runner:
                 with self._sessions() as session:
                     outcome = write(session)
                     session.commit()
-            except (OperationalError, PoolTimeoutError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("the outcome of a step could not be written yet", error=type(error).__name__)
                 time.sleep(DATABASE_PAUSE_SECONDS)
                 hold.require_lease()
