@@ -1,0 +1,355 @@
+"""The client of the REST interface: submit, wait, look, download. It knows nothing of the server but its contract.
+
+Every wait is bounded and every call may be repeated: a submission carries an Idempotency-Key, a broken event stream is
+taken up where it ended, and a file lies in its place only once its digest is right. Jobs are plain JSON objects.
+"""
+
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import httpx2
+
+from cli import downloads
+from cli.failures import REFUSED, UNREACHABLE, Failure, Misuse
+
+Json: TypeAlias = dict[str, Any]
+OnEvent: TypeAlias = Callable[[str, Json], None]
+
+ATTEMPTS = 4
+PAUSE_SECONDS = 0.25  # doubled after every attempt
+LONGEST_PAUSE_SECONDS = 10.0  # however long a server asks to wait
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+SILENCE_SECONDS = 10.0
+"""An event stream that says nothing for so long is asked anew: the job is looked at, and the wait stays bounded."""
+OUTAGE_SECONDS = 60.0
+"""How long a service may be away while a job is waited for."""
+FORM_BYTES = 32 * 2**20
+"""Larger files go straight to the storage, by a signed link."""
+BUSY = frozenset({429, 502, 503, 504})
+TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
+
+
+class ApiError(Failure):
+    """The service answered, and refused. `code` is stable and for programs."""
+
+    exit_status = REFUSED
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(f"{detail} ({code}, HTTP {status})")
+        self.status = status
+        self.code = code
+        self.detail = detail
+
+
+class ServiceUnreachable(Failure):
+    exit_status = UNREACHABLE
+
+
+class WaitedLongEnough(Failure):
+    """The job goes on; only the waiting ended."""
+
+
+class Client:
+    def __init__(self, url: str, api_key: str) -> None:
+        parts = _parse_address(url)
+        if not api_key.isascii() or not api_key.isprintable():
+            raise Misuse("an API key is made of letters, digits and underscores: mk_…")
+        self.url = url.rstrip("/")
+        timeout = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        # A proxy is for reaching the world, not this machine.
+        through_proxy = parts.host not in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {api_key}", "User-Agent": "maskline"},
+            timeout=timeout,
+            trust_env=through_proxy,
+        )
+        # Signed links carry their own permission; our key is nothing for the storage to see.
+        self._storage = httpx2.Client(timeout=timeout, trust_env=through_proxy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+        self._storage.close()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    def submit_file(
+        self,
+        path: Path,
+        *,
+        mode: str,
+        options: Mapping[str, Any] | None = None,
+        webhook_url: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """The job as accepted. A line that breaks meanwhile is no risk: the same key never makes a second job."""
+        wanted = {
+            "mode": mode, "options": options, "webhook_url": webhook_url, "metadata": metadata, "priority": priority,
+        }  # fmt: skip
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        if path.stat().st_size > FORM_BYTES:
+            wanted["source"] = {"upload_id": self._upload(path)}
+            return self._read(self._send("POST", "/v1/jobs", json=wanted, headers=headers))
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in wanted.items()}
+        return self._read(self._send("POST", "/v1/jobs", data=form, file=path, headers=headers))
+
+    def get(self, job_id: str) -> Json:
+        return self._read(self._send("GET", f"/v1/jobs/{job_id}"))
+
+    def list_jobs(self, *, state: str | None = None, mode: str | None = None, limit: int = 50) -> Sequence[Json]:
+        """The newest jobs, from as many pages as `limit` needs."""
+        jobs: list[Json] = []
+        cursor: str | None = None
+        while len(jobs) < limit:
+            wanted = {"state": state, "mode": mode, "limit": min(limit - len(jobs), 200), "cursor": cursor}
+            page = self._read(
+                self._send("GET", "/v1/jobs", params={name: each for name, each in wanted.items() if each is not None})
+            )
+            jobs += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        return jobs
+
+    def cancel(self, job_id: str) -> Json:
+        return self._change(job_id, "cancel")
+
+    def retry(self, job_id: str) -> Json:
+        return self._change(job_id, "retry")
+
+    def delete(self, job_id: str) -> None:
+        resent: list[str] = []
+        try:
+            self._send("DELETE", f"/v1/jobs/{job_id}", resent=resent)
+        except ApiError as error:
+            if error.status != 404 or not resent:  # else: the first try did it, and its answer was lost
+                raise
+
+    def wait(self, job_id: str, *, on_event: OnEvent | None = None, timeout_seconds: float = 3600) -> Json:
+        """The finished job. `on_event` is told each `state`, `progress` and `attempt` event, once.
+
+        Follows the event stream, and looks at the job between two streams, so that a proxy which lets no stream
+        through only makes it slower. Raises WaitedLongEnough, and ServiceUnreachable after OUTAGE_SECONDS without.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        seen_at = time.monotonic()
+        last_event_id: str | None = None
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitedLongEnough(f"job {job_id} has not finished within {timeout_seconds:g} s; it goes on")
+            started = time.monotonic()
+            try:
+                for event in self._follow(job_id, last_event_id, silence_seconds=min(left, SILENCE_SECONDS)):
+                    seen_at = time.monotonic()
+                    last_event_id = event.id or last_event_id
+                    data: Json = json.loads(event.data)
+                    if event.event == "completed":
+                        return data
+                    if on_event is not None:
+                        on_event(event.event, data)
+                    if time.monotonic() > deadline:
+                        break
+            except httpx2.TransportError:
+                pass  # looked at below, and followed anew
+            try:
+                job = self.get(job_id)
+                seen_at = time.monotonic()
+                if job["state"] in TERMINAL:
+                    return job
+            except ServiceUnreachable:
+                if time.monotonic() - seen_at > OUTAGE_SECONDS:
+                    raise
+            time.sleep(max(0.0, min(1.0, deadline - time.monotonic(), 1.0 - (time.monotonic() - started))))
+
+    # --- results ------------------------------------------------------------------------------------------------
+
+    def result(self, job_id: str) -> Json:
+        """The manifest, each file with a signed link."""
+        return self._read(self._send("GET", f"/v1/jobs/{job_id}/result"))
+
+    def download(self, job_id: str, folder: Path) -> Sequence[Path]:
+        """The files of a result, then its manifest, in `folder`; each is checked against the manifest's digest."""
+        manifest = self.result(job_id)
+        paths: list[Path] = []
+        for name in [file["name"] for file in manifest["files"]]:
+            for attempt in range(1, ATTEMPTS + 1):
+                [file] = [each for each in manifest["files"] if each["name"] == name]
+                try:
+                    paths.append(downloads.fetch(self._storage, file, folder))
+                    break
+                except downloads.Damaged as error:
+                    if attempt == ATTEMPTS:
+                        raise Failure(f"{name} of job {job_id} could not be downloaded: {error}") from error
+                    time.sleep(PAUSE_SECONDS * 2**attempt)
+                    manifest = self.result(job_id)  # with fresh links: the old ones may have run out
+        kept = {key: value for key, value in manifest.items() if key != "links_expire_in_seconds"}
+        kept["files"] = [{key: value for key, value in file.items() if key != "url"} for file in manifest["files"]]
+        paths.append(downloads.write(folder / "manifest.json", json.dumps(kept, indent=1).encode() + b"\n"))
+        return paths
+
+    # --- the service --------------------------------------------------------------------------------------------
+
+    def modes(self) -> Sequence[Json]:
+        return self._read_list(self._send("GET", "/v1/modes"))
+
+    def workers(self) -> Sequence[Json]:
+        return self._read_list(self._send("GET", "/v1/workers"))
+
+    def readiness(self) -> Json:
+        """What `/readyz` says; being unavailable is an answer too."""
+        return self._read(self._send("GET", "/readyz", accepted=frozenset({503})))
+
+    def signing_secret(self) -> str:
+        return str(self._read(self._send("GET", "/v1/webhooks/secret"))["secret"])
+
+    # --- how --------------------------------------------------------------------------------------------------
+
+    def _change(self, job_id: str, verb: str) -> Json:
+        resent: list[str] = []
+        try:
+            return self._read(self._send("POST", f"/v1/jobs/{job_id}/{verb}", resent=resent))
+        except ApiError as error:
+            if error.status != 409 or not resent:
+                raise
+            return self.get(job_id)  # the first try did it, and its answer was lost
+
+    def _upload(self, path: Path) -> str:
+        announced = {"filename": path.name, "size": path.stat().st_size}
+        upload = self._read(self._send("POST", "/v1/uploads", json=announced))
+
+        def put() -> httpx2.Response:
+            with path.open("rb") as body:
+                headers = {**upload["headers"], "Content-Length": str(announced["size"])}
+                return self._storage.put(upload["url"], content=body, headers=headers)
+
+        answer = _repeat(put, whom="the storage of the service")
+        if not answer.is_success:
+            raise ApiError(answer.status_code, "upload_refused", f"the storage did not take {path.name}")
+        return str(upload["id"])
+
+    def _follow(
+        self, job_id: str, last_event_id: str | None, *, silence_seconds: float
+    ) -> Iterator[httpx2.ServerSentEvent]:
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        timeout = httpx2.Timeout(silence_seconds, connect=CONNECT_SECONDS)
+        with self._http.sse(f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as events:
+            yield from events
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        file: Path | None = None,
+        accepted: frozenset[int] = frozenset(),
+        resent: list[str] | None = None,
+        **request: Any,
+    ) -> httpx2.Response:
+        """Raises ApiError and ServiceUnreachable. `resent` is filled with why the request was sent again after its
+        answer was lost, since then a refusal may mean that it had been carried out."""
+
+        def send() -> httpx2.Response:
+            if file is None:
+                return self._http.request(method, path, **request)
+            with file.open("rb") as body:  # opened anew, since a try may have read half of it
+                return self._http.request(method, path, files={"file": (file.name, body)}, **request)
+
+        answer = _repeat(send, whom=self.url, accepted=accepted, resent=resent)
+        if answer.is_success or answer.status_code in accepted:
+            return answer
+        raise _refusal(answer)
+
+    def _read(self, answer: httpx2.Response) -> Json:
+        body = self._parse(answer)
+        if not isinstance(body, dict):
+            raise ServiceUnreachable(f"{self.url} answers, but not as Maskline does")
+        return body
+
+    def _read_list(self, answer: httpx2.Response) -> Sequence[Json]:
+        body = self._parse(answer)
+        if not isinstance(body, list):
+            raise ServiceUnreachable(f"{self.url} answers, but not as Maskline does")
+        return body
+
+    def _parse(self, answer: httpx2.Response) -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise ServiceUnreachable(f"{self.url} answers, but not as Maskline does") from error
+
+
+def _parse_address(url: str) -> httpx2.URL:
+    try:
+        parts = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise Misuse(f"{url} is not the address of a service: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise Misuse(f"{url} is not the address of a service; one looks like http://127.0.0.1:8000")
+    return parts
+
+
+def _repeat(
+    send: Callable[[], httpx2.Response],
+    *,
+    whom: str,
+    accepted: frozenset[int] = frozenset(),
+    resent: list[str] | None = None,
+) -> httpx2.Response:
+    """Send until there is an answer that is not "later", at most ATTEMPTS times; the last answer counts anyway."""
+    pause = PAUSE_SECONDS
+    for attempts_left in reversed(range(ATTEMPTS)):
+        asked_seconds: float | None = None
+        try:
+            answer = send()
+        except httpx2.TransportError as error:
+            if not attempts_left:
+                raise ServiceUnreachable(f"{whom} cannot be reached: {_describe(error)}") from error
+            if resent is not None and not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                resent.append(_describe(error))
+        else:
+            if not attempts_left or answer.status_code in accepted or not _is_for_later(answer):
+                return answer
+            with contextlib.suppress(ValueError):  # it may also be a date; our own pause does then
+                asked_seconds = float(answer.headers.get("Retry-After", ""))
+        time.sleep(min(pause if asked_seconds is None else max(asked_seconds, 0.0), LONGEST_PAUSE_SECONDS))
+        pause *= 2
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _is_for_later(answer: httpx2.Response) -> bool:
+    """Busy, or still at work on the same request that an earlier try sent."""
+    return answer.status_code in BUSY or (
+        answer.status_code == 409 and _refusal(answer).code == "idempotency_in_flight"
+    )
+
+
+def _refusal(answer: httpx2.Response) -> ApiError:
+    try:
+        problem = answer.json()
+        return ApiError(answer.status_code, str(problem["code"]), str(problem["detail"]))
+    except (ValueError, KeyError, TypeError):  # not ours: a proxy's page, or another program's
+        return ApiError(answer.status_code, f"http_{answer.status_code}", answer.reason_phrase or "refused")
+
+
+def _describe(error: httpx2.TransportError) -> str:
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__

@@ -1,0 +1,188 @@
+"""`maskline demo`: the whole road once, and a look at what came of it.
+
+A drawn scene, whose true mask is known, goes through the public REST interface of a stack on this machine; the demo
+checks the job, its signed webhook, its files and its mask, and leaves them in a folder with a summary.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.text import Text
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from cli import downloads
+from cli.access import Access, read_stack
+from cli.client import Client
+from cli.picture import draw_comparison
+from cli.receiver import Message, run_receiver
+from cli.stack import Stack
+from shared.inference import masks
+from shared.inference.demo.scenes import draw_scene
+from shared.inference.labels import DEMO
+
+MODE = "demo"
+LEAST_MIOU = 0.85
+JOB_SECONDS = 240.0
+WEBHOOK_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """`problems` is empty when everything is as it should be."""
+
+    summary: dict[str, Any]
+    problems: tuple[str, ...]
+
+
+def run_demo(out: Path, *, data: Path, seed: int) -> int:
+    """Returns the exit status. Raises StackError, ApiError and their like."""
+    began = time.monotonic()
+    console = Console(highlight=False)
+    scene = draw_scene(seed)
+    picture = downloads.write(out / "input.png", masks.encode_png(scene.image))
+    with _find_service(data, console) as access, Client(access.url, access.api_key) as client:
+        ready_after = time.monotonic() - began
+        job, message = _run_job(client, picture, console, seed=seed)
+        verified = _verify(message, secret=client.signing_secret(), job_id=job["id"])
+        if job["state"] == "succeeded":
+            client.download(job["id"], out)
+    miou: float | None = None
+    ious: dict[str, float] = {}
+    if job["state"] == "succeeded":
+        labels = masks.decode_mask((out / "mask.png").read_bytes())
+        miou, ious = measure_miou(labels, scene.labels)
+        downloads.write(out / "picture.png", draw_comparison(scene.image, labels, DEMO))
+    seconds = {name.removesuffix("_seconds"): value for name, value in job["timing"].items() if "_seconds" in name}
+    summary = {
+        "job_id": job["id"],
+        "state": job["state"],
+        "mode": job["mode"],
+        "miou": miou,
+        "iou": ious,
+        "webhook_verified": verified,
+        "seconds": {name: value for name, value in seconds.items() if value is not None},
+        "stack_ready_seconds": round(ready_after, 2),
+        "demo_seconds": round(time.monotonic() - began, 2),
+        "device": job["timing"]["device"],
+        "model": job["model"],
+        "error": job["error"],
+        "seed": seed,
+    }
+    downloads.write(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+    outcome = Outcome(summary=summary, problems=tuple(_find_problems(summary)))
+    _tell(console, outcome, out)
+    return 1 if outcome.problems else 0
+
+
+def measure_miou(labels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> tuple[float, dict[str, float]]:
+    """The mean over the classes that either mask has, and each of them; background does not count."""
+    ious: dict[str, float] = {}
+    for class_id in range(1, len(DEMO.classes)):
+        found, true = labels == class_id, truth == class_id
+        union = int((found | true).sum())
+        if union:
+            ious[DEMO.classes[class_id]] = round(int((found & true).sum()) / union, 4)
+    return round(sum(ious.values()) / len(ious), 4) if ious else 0.0, ious
+
+
+@contextmanager
+def _find_service(data: Path, console: Console) -> Iterator[Access]:
+    """The stack that runs on this data folder already, else one of our own until the block ends."""
+    running = read_stack(data)
+    if running is not None:
+        _note(console, f"the stack in {data} is running: {running.url}")
+        yield Access(url=running.url, api_key=running.api_key)
+        return
+    began = time.monotonic()
+    with console.status("Starting the stack …") as line:
+        stack = Stack(data, report=lambda text: line.update(Text(text)))
+        stack.start()
+    try:
+        _note(console, f"a whole stack runs at {stack.url}", seconds=time.monotonic() - began)
+        yield Access(url=stack.url, api_key=stack.api_key)
+    finally:
+        with console.status("Stopping the stack …"):
+            stack.stop()
+
+
+def _run_job(client: Client, picture: Path, console: Console, *, seed: int) -> tuple[dict[str, Any], Message | None]:
+    began = time.monotonic()
+    with run_receiver() as receiver, console.status("Submitting the scene …") as line:
+        job = client.submit_file(
+            picture,
+            mode=MODE,
+            options={"outputs": ["mask", "overlay"]},
+            webhook_url=receiver.url,
+            metadata={"demo": True, "seed": seed},
+        )
+        _note(console, f"a drawn scene was submitted as job {job['id']}", seconds=time.monotonic() - began)
+
+        def show(kind: str, told: dict[str, Any]) -> None:
+            line.update(Text(f"The job is {told.get('stage') or told.get('state') or kind} …"))
+
+        began = time.monotonic()
+        job = client.wait(job["id"], on_event=show, timeout_seconds=JOB_SECONDS)
+        _note(
+            console, f"the job has {job['state']}", seconds=time.monotonic() - began, good=job["state"] == "succeeded"
+        )
+        line.update("Waiting for the webhook …")
+        began = time.monotonic()
+        message = receiver.wait_for(job["id"], seconds=WEBHOOK_SECONDS)
+        told = "its webhook came" if message else f"its webhook did not come in {WEBHOOK_SECONDS:.0f} s"
+        _note(console, told, seconds=time.monotonic() - began, good=message is not None)
+    return job, message
+
+
+def _verify(message: Message | None, *, secret: str, job_id: str) -> bool:
+    """Whether the reference library accepts the signature, and the message speaks of this job's success."""
+    if message is None:
+        return False
+    try:
+        event = Webhook(secret).verify(message.body, message.headers)
+    except WebhookVerificationError:
+        return False
+    return bool(event["type"] == "job.succeeded" and event["data"]["id"] == job_id)
+
+
+def _find_problems(summary: dict[str, Any]) -> Iterator[str]:
+    if summary["state"] != "succeeded":
+        error = summary["error"] or {"code": "no reason", "detail": "the job has none to give"}
+        yield f"the job {summary['state']}: {error['code']}: {error['detail']}"
+    elif summary["miou"] < LEAST_MIOU:
+        yield f"the mask agrees with the truth by {summary['miou']:.3f} mIoU, less than {LEAST_MIOU}"
+    if not summary["webhook_verified"]:
+        yield "no webhook with a valid signature said that the job succeeded"
+
+
+def _tell(console: Console, outcome: Outcome, out: Path) -> None:
+    summary = outcome.summary
+    if summary["miou"] is not None:
+        good = summary["miou"] >= LEAST_MIOU
+        _note(console, f"its mask agrees with the truth: mIoU {summary['miou']:.3f}", good=good)
+    console.print()
+    for problem in outcome.problems:
+        console.print(Text(f"✗ {problem}", style="bold red"), soft_wrap=True)
+    console.print(Text(f"Look at {out / 'picture.png'}, or all of {out}/:", style="bold"), soft_wrap=True)
+    for name, says in (
+        ("input.png", "what was sent"),
+        ("mask.png", "what came back: one class id per pixel"),
+        ("overlay.png", "the same in colours, over the input"),
+        ("manifest.json", "what the result consists of, and what made it"),
+        ("summary.json", f"this, in figures; {summary['demo_seconds']:.1f} s in all"),
+    ):
+        if (out / name).exists():
+            console.print(f"  {name:<14} {says}", markup=False)
+
+
+def _note(console: Console, says: str, *, seconds: float | None = None, good: bool = True) -> None:
+    mark = Text("✓ ", style="green") if good else Text("✗ ", style="bold red")
+    took = Text("" if seconds is None else f"  {seconds:.1f} s", style="dim")
+    console.print(mark + Text(says) + took, soft_wrap=True)

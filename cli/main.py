@@ -1,0 +1,195 @@
+"""The `maskline` command: its start and end, and the commands that run or prepare a service.
+
+The other commands are in modules of their own noun. What is slow to import is imported where it is used, so that help
+comes at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import jobs, models, options
+from cli.child import StackError
+from cli.failures import FAILED, MISUSED, Failure
+
+app = typer.Typer(
+    name="maskline",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # panels would double the time that help takes
+    help="Maskline turns images and recordings into segmentation masks.",
+    epilog=(
+        "The service is found by --url and --api-key, else by MASKLINE_URL and MASKLINE_API_KEY, else it is the local "
+        "stack whose .maskline folder is nearest, from here upwards.\n\n"
+        "Exit status: 0 ok · 1 failed · 2 misused · 3 the service cannot be reached · 4 the service refused · "
+        "130 interrupted.\n\n"
+        "Example: maskline up, and in another terminal: maskline submit photo.jpg --mode demo --wait --out masks"
+    ),
+)
+keys = typer.Typer(rich_markup_mode=None, help="API keys.")
+
+Data = Annotated[
+    Path, typer.Option("--data", metavar="DIR", file_okay=False, help="The data folder of the local stack.")
+]
+DEFAULT_DATA = Path(".maskline")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        print(f"maskline {importlib.metadata.version('maskline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(epilog="Example: maskline up --port 8000")
+def up(
+    data: Data = DEFAULT_DATA,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of the API.", show_default="the last one, else a free one")
+    ] = None,
+    gpu_workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that compute, one job at a time each.")
+    ] = 1,
+) -> None:
+    """Run the whole service on this machine.
+
+    It needs neither root nor containers, keeps its data in the data folder, and drains on Ctrl-C.
+    """
+    from cli.up import run_stack
+
+    raise typer.Exit(run_stack(data, port=port, gpu_workers=gpu_workers))
+
+
+@app.command(epilog="Example: maskline demo --out demo-output")
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the pictures go.")] = Path(
+        "demo-output"
+    ),
+    data: Data = DEFAULT_DATA,
+    seed: Annotated[int, typer.Option(min=0, help="Another number is another scene.")] = 11,
+) -> None:
+    """Start everything and segment a drawn scene.
+
+    The scene goes through the REST interface; its result, its webhook and its mask are checked.
+    """
+    from cli.demo import run_demo
+
+    raise typer.Exit(run_demo(out, data=data, seed=seed))
+
+
+@app.command(epilog="Example: maskline migrate")
+def migrate() -> None:
+    """Bring the database's schema up to date.
+
+    It is safe to run twice, and from several machines at once.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from cli.access import load_service_settings
+    from shared import db
+
+    try:
+        db.upgrade(load_service_settings().database.url)
+    except SQLAlchemyError as error:
+        raise _describe_database_error(error) from error
+    print("the schema is up to date")
+
+
+@keys.command(epilog="Example: maskline keys create laptop --tenant acme")
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")],
+    tenant: Annotated[str, typer.Option(help="Whose key it is; a tenant that is not there yet is made.")] = "local",
+) -> None:
+    """Create an API key and print it.
+
+    It works on the database itself. This is the only time that the key can be seen.
+    """
+    from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from cli.access import load_service_settings
+    from shared import db, tenants
+    from shared.models import Tenant
+
+    sessions = db.create_session_factory(load_service_settings().database)
+    try:
+        with sessions.begin() as session:
+            owner = session.scalar(select(Tenant).where(Tenant.name == tenant)) or tenants.create_tenant(
+                session, tenant
+            )
+            key = tenants.create_key(session, owner.id, name=name)
+    except SQLAlchemyError as error:
+        raise _describe_database_error(error) from error
+    print(key)
+
+
+@app.command(epilog="Example: maskline doctor")
+def doctor(url: options.Url = None, api_key: options.ApiKey = None) -> None:
+    """Say what is well, what is not, what to do.
+
+    Looks at GPU, driver, torch, weights, database, Redis, S3, disk and service. ✓ is well, ✗ is broken and makes the
+    command fail, – is worth knowing.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from cli.access import load_service_settings
+    from cli.doctor import examine
+
+    console = Console(highlight=False)
+    styles = {"✓": "green", "✗": "bold red", "–": "yellow"}
+    broken = False
+    for finding in examine(load_service_settings(), url=url, api_key=api_key):
+        broken = broken or finding.mark == "✗"
+        console.print(
+            Text.assemble((finding.mark, styles[finding.mark]), f" {finding.subject:<17} {finding.says}"),
+            soft_wrap=True,
+        )
+    raise typer.Exit(FAILED if broken else 0)
+
+
+def _describe_database_error(error: Exception) -> Failure:
+    why = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    return Failure(f"the database cannot be used: {why} (MASKLINE_DATABASE__URL; maskline doctor tells more)")
+
+
+app.add_typer(jobs.app)
+app.add_typer(keys, name="keys")
+app.add_typer(models.app, name="models")
+
+
+def run() -> None:
+    """The entry point. What a user can put right is one line each; anything else is a bug and keeps its traceback."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        status = _refuse(f"{error.format_message()} (maskline --help)", MISUSED)
+    except Failure as error:
+        status = _refuse(str(error), error.exit_status)
+    except StackError as error:
+        status = _refuse(str(error), FAILED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        status = _refuse(f"{error.filename}: {error.strerror}", FAILED)
+    sys.exit(status or 0)
+
+
+def _refuse(message: str, status: int) -> int:
+    print(f"maskline: {' '.join(message.split()) if status == MISUSED else message}", file=sys.stderr)
+    return status

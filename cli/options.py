@@ -1,0 +1,31 @@
+"""The options that several commands share."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cli.client import Client
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar="MASKLINE_URL", metavar="URL", help="Where the service is.", show_default="the local stack"
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", envvar="MASKLINE_API_KEY", metavar="KEY", help="Its API key.", show_default="the local stack's"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def connect(url: str | None, api_key: str | None) -> "Client":
+    """A client of the service that is meant; no request is made yet."""
+    from cli.access import find_access
+    from cli.client import Client
+
+    access = find_access(url=url, api_key=api_key)
+    return Client(access.url, access.api_key)

@@ -1,0 +1,109 @@
+"""Jobs on a terminal: a table of many, a page of one, a line that moves while one is waited for."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Tell: TypeAlias = Callable[[str, str], None]
+
+STYLES = {"succeeded": "green", "failed": "red", "expired": "red", "canceled": "yellow", "running": "cyan"}
+UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+
+
+def print_jobs(jobs: Sequence[dict[str, Any]]) -> None:
+    if not jobs:
+        print("no jobs", file=sys.stderr)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("job", "state", "mode", "created", "took"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("note", overflow="ellipsis", no_wrap=True)
+    for job in jobs:
+        table.add_row(
+            job["id"],
+            Text(job["state"], style=STYLES.get(job["state"], "")),
+            job["mode"],
+            describe_moment(job["created_at"]),
+            describe_seconds(job["timing"]["total_seconds"]),
+            Text(_note(job)),
+        )
+    console = Console(highlight=False)
+    # In a pipe nobody sees a width, and half an id is of no use.
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+def print_job(job: dict[str, Any]) -> None:
+    page = Table.grid(padding=(0, 2))
+    page.add_column(style="dim", no_wrap=True)
+    page.add_column(overflow="fold")
+    for name, value in _rows(job):
+        page.add_row(name, Text(value, style=STYLES.get(value, "")))
+    console = Console(highlight=False)
+    console.print(page, width=None if console.is_terminal else 200)
+
+
+@contextmanager
+def show_progress() -> Iterator[Tell]:
+    """A moving line on standard error, where that is a terminal; call what it gives with who and where."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda _who, _where: None
+        return
+    with console.status("") as line:
+        yield lambda who, where: line.update(Text(f"{who}: {where}"))
+
+
+def describe_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    for unit, length in UNITS:
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def describe_moment(moment: str | None) -> str:
+    """RFC 3339 as a clock on this machine's wall."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def _note(job: dict[str, Any]) -> str:
+    if job["error"]:
+        return f"{job['error']['code']}: {job['error']['detail']}"
+    if job["cancel_requested_at"] and job["state"] == "running":
+        return "is being canceled"
+    return str(job["progress"]["stage"] or "") if job["state"] == "running" else ""
+
+
+def _rows(job: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "job", job["id"]
+    yield "state", job["state"]
+    if job["error"]:
+        yield "reason", f"{job['error']['code']}: {job['error']['detail']}"
+    yield "mode", job["mode"]
+    if job["queue_position"] is not None:
+        yield "in the queue", f"{job['queue_position']}"
+    for name in ("created", "started", "finished", "expires"):
+        if job[f"{name}_at"]:
+            yield name, describe_moment(job[f"{name}_at"])
+    yield "attempts", str(job["attempts"])
+    if job["progress"]["stage"] and job["state"] == "running":
+        yield "progress", f"{job['progress']['stage']} ({job['progress']['done']} of {job['progress']['total']} frames)"
+    stages = {name.removesuffix("_seconds"): value for name, value in job["timing"].items() if "_seconds" in name}
+    spent = [f"{name} {describe_seconds(value)}" for name, value in stages.items() if value is not None]
+    if spent:
+        yield "took", " · ".join(spent)
+    if job["model"]:
+        model = job["model"]
+        width, height = model["input_size"]
+        yield "model", f"{model['name']} ({model['revision']}), {model['dtype']}, input {width}×{height}"
+    if job["timing"]["device"]:
+        yield "device", job["timing"]["device"]
+    if job["metadata"]:
+        yield "metadata", str(job["metadata"])
