@@ -5,6 +5,7 @@ and secrets are in `remembered.json`, readable by its user alone.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -179,8 +180,12 @@ def is_free(port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise StackError(f"Port {port} cannot be had: {error.strerror}.") from error
+        except OverflowError as error:
+            raise StackError(f"There is no port {port}.") from error
     return True
 
 

@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cli.apps import DRAIN_SECONDS, App, answers, api_arguments, app_environment, worker_arguments
 from cli.child import Child, StackError, describe_exit
 from cli.folder import DataFolder, claim_folder, write_private
 from cli.server import HOST
 from cli.servers import Servers, make_servers
-from shared.db import SessionFactory
+
+if TYPE_CHECKING:
+    from shared.db import SessionFactory
 
 WATCH_SECONDS = 0.2
 FIRST_PAUSE_SECONDS = 0.5
@@ -73,10 +75,7 @@ class Stack:
     def start(self, name: str | None = None) -> None:
         """Everything, or the one process of that name; returns once it is ready. StackError if that fails."""
         if name is not None:
-            with self._lock:
-                self._held.discard(name)
-                self.processes[name].start()
-                self._write_description()
+            self._start_one(self.processes[name])
             return
         try:
             self._start_all()
@@ -127,6 +126,7 @@ class Stack:
     def _start_all(self) -> None:
         self._held.clear()
         folder = self._owned.enter_context(claim_folder(self.path))
+        port = folder.port("api", wanted=self._wanted_port)
         self._servers = make_servers(folder, durable=self._durable)
         self.processes = {server.name: server for server in self._servers.all()}
         self._report("Starting PostgreSQL, Redis and S3 …")
@@ -136,7 +136,6 @@ class Stack:
             self._owned.callback(server.stop)
             server.start()
         self._prepare_services(folder)
-        port = folder.port("api", wanted=self._wanted_port)
         self.url = f"http://{HOST}:{port}"
         self.processes |= {app.name: app for app in self._make_apps(port)}
         self._owned.callback(self._remove_description)
@@ -150,6 +149,17 @@ class Stack:
         watch = threading.Thread(target=self._watch, name="watch", daemon=True)
         watch.start()
         self._owned.callback(watch.join)
+
+    def _start_one(self, process: Child) -> None:
+        with self._lock:
+            self._held.discard(process.name)
+            if isinstance(process, App):
+                process.launch()
+            else:
+                process.start()
+            self._write_description()
+        if isinstance(process, App):  # outside the lock: a worker takes its time, and the others are watched meanwhile
+            process.wait_ready()
 
     def _prepare_services(self, folder: DataFolder) -> None:
         """Schema, bucket, and a tenant whose key stays the same from start to start."""
@@ -265,12 +275,12 @@ class Stack:
     def _start_again(self, process: Child) -> None:
         try:
             if isinstance(process, App):
-                process.launch()  # nobody waits for it here: the others are to be watched
+                process.launch()
             else:
                 process.start()
-        except StackError as error:
+            self._write_description()
+        except (StackError, OSError) as error:  # a full disk, say: the next round tries again, after a longer pause
             self._report(str(error))
-        self._write_description()
 
 
 def _session_of(pid: int) -> int | None:
