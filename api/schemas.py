@@ -59,6 +59,7 @@ def _check_webhook_url(value: str) -> str:
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 WebhookUrl = Annotated[str, Field(max_length=URL_LENGTH), AfterValidator(_check_webhook_url)]
 Filename = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_check_storable)]
+ContentType = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.+-]+/[a-zA-Z0-9_.+-]+$", max_length=255)]
 Priority = Annotated[int, Field(ge=-100, le=100, strict=True)]
 
 
@@ -88,7 +89,7 @@ class JobPage(BaseModel):
 class NewUpload(Request):
     filename: Filename
     size: Annotated[int, Field(gt=0, strict=True)]
-    content_type: Annotated[str, Field(pattern=r"^[\w.+-]+/[\w.+-]+$", max_length=255)] = "application/octet-stream"
+    content_type: ContentType = "application/octet-stream"
 
 
 class CompletedPart(Request):

@@ -55,7 +55,7 @@ async def read_submission(request: Request, limits: Api) -> AsyncIterator[Submis
     elif kind == "multipart/form-data":
         form = await request.form(max_files=1, max_fields=len(FORM_FIELDS), max_part_size=FIELD_BYTES)
         try:
-            yield await run_in_threadpool(_read_form, form)
+            yield await run_in_threadpool(_read_form, form, limits)
         finally:
             await form.close()
     else:
@@ -71,7 +71,7 @@ def _read_json(body: bytes, limits: Api) -> Submission:
     )
 
 
-def _read_form(form: FormData) -> Submission:
+def _read_form(form: FormData, limits: Api) -> Submission:
     keys = [key for key, _ in form.multi_items()]
     unknown = sorted(set(keys) - FORM_FIELDS - {"file"})
     if unknown or len(keys) != len(set(keys)):
@@ -94,6 +94,8 @@ def _read_form(form: FormData) -> Submission:
     )
     if source.size_bytes == 0:
         raise InvalidRequest("the file is empty")
+    if source.size_bytes > limits.upload_body_bytes:
+        raise TooLarge(f"a file in a form may have at most {limits.upload_body_bytes} bytes; announce an upload for it")
     return Submission(wanted=wanted, source=source, sha256=_digest(wanted, source.name.encode(), _hash_file(file.file)))
 
 
