@@ -45,7 +45,8 @@ def to_input(
     Bilinear with antialiasing, in floating point; then / 255, - mean, / std.
     """
     width, height = size
-    pixels = torch.from_numpy(image).to(device)
+    # torch takes neither mirrored views nor read-only arrays; anything else is passed on without a copy.
+    pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).to(device)
     planes = torch.empty((1, 3, height, width), dtype=torch.float32, device=device)
     # One channel at a time, because the whole image as float32 would take four times its bytes.
     for channel in range(3):

@@ -7,7 +7,6 @@ the file, host or repository that is missing and what to do about it.
 import functools
 import hashlib
 import os
-import re
 import tempfile
 import urllib.request
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.utils
 import torch.hub
 import torchvision
 from huggingface_hub.utils.tqdm import tqdm
@@ -28,7 +28,6 @@ CONNECT_SECONDS = 10.0
 _SAFE_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 # Some older repositories publish nothing else. These are read by the restricted unpickler, which builds tensors only.
 _PICKLED_FILES = ("pytorch_model.bin", "*.pth")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,19 @@ def _find(
     folder = Path(repository).expanduser()
     if folder.is_dir():
         return _in_folder(mode, folder)
-    if not _REPOSITORY.fullmatch(repository):
+    if not _is_repository(repository):
         raise unavailable(mode, f"there is no folder {repository}")
     wanted = revision or (mode.revision if source is None else None) or "main"
     cache = None if cache_folder is None else cache_folder / "huggingface"
     return _from_hub(mode, repository, wanted, cache, may_download=may_download, newest=newest, bars=bars)
+
+
+def _is_repository(name: str) -> bool:
+    try:
+        huggingface_hub.utils.validate_repo_id(name)  # type: ignore[attr-defined]  # exported in its own way
+    except huggingface_hub.errors.HFValidationError:
+        return False
+    return "/" in name
 
 
 def weight_files(folder: Path) -> list[Path]:
