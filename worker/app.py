@@ -13,6 +13,7 @@ from celery import Celery, signals
 from shared import log as logs
 from shared.broker import GPU, IO, RUN, celery_settings
 from shared.config import load_settings
+from worker.process import WorkerProcess
 
 log = structlog.get_logger(__name__)
 
@@ -41,8 +42,6 @@ def learn_queue(instance: Any, **_: Any) -> None:
 
 @signals.worker_process_init.connect
 def build_process(**_: Any) -> None:
-    from worker.process import WorkerProcess  # it loads torch, which the parent must not
-
     app.process = WorkerProcess.build(load_settings(), queue_name=app.queue_name, draining=app.draining)
 
 
