@@ -1,17 +1,34 @@
-"""Jobs put into any state by the moves that lead there, on a real database."""
+"""Jobs put into any state by the moves that lead there, and the REST interface in this process on the real servers."""
 
-from collections.abc import Callable
+import io
+import json
+import socket
+import time
+import uuid
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import httpx2
 import pytest
+import redis
+from PIL import Image
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
 
-from shared import lifecycle
-from shared.broker import GPU
+from api.main import create_app
+from shared import lifecycle, tenants
+from shared.broker import DELIVER, GPU, IO, RUN, Hints
+from shared.config import Settings
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep, Lease
-from shared.models import Job, JobState, Step, StepKind, Tenant, create_id
+from shared.models import Base, Job, JobState, Step, StepKind, Tenant, create_id
+from shared.storage import Storage
+from tests.integration.workbench import WAIT_SECONDS, Workbench
 
 TIMING = {"frames": 1, "inference_seconds": 0.5}
 MODEL = {"name": "a model", "revision": "1", "dtype": "float32", "input_size": [64, 64]}
@@ -19,6 +36,8 @@ TROUBLE = Failure(code="storage_unavailable", detail="the storage cannot be reac
 BAD_MEDIA = Failure(code="invalid_media", detail="not an image", retryable=False)
 
 MakeJob = Callable[..., Job]
+Submit = Callable[..., httpx2.Response]
+Row = TypeVar("Row", bound=Base)
 
 
 def new_job(tenant: Tenant, **values: object) -> Job:
@@ -102,3 +121,139 @@ def read_steps(sessions: SessionFactory, job: Job) -> list[Step]:
 
 def older(lease: Lease) -> Lease:
     return Lease(step_id=lease.step_id, attempt=lease.attempt - 1)
+
+
+# --- the REST interface --------------------------------------------------------------------------------------------
+
+
+def authorize(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@contextmanager
+def serve(settings: Settings, *, key: str) -> Iterator[TestClient]:
+    """The API with these settings, spoken to with this key."""
+    with TestClient(create_app(settings), headers=authorize(key), follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def api_key(sessions: SessionFactory, tenant: Tenant) -> str:
+    with sessions.begin() as session:
+        return tenants.create_key(session, tenant.id, name="under test")
+
+
+@pytest.fixture
+def api(settings: Settings, storage: Storage, api_key: str) -> Iterator[TestClient]:
+    """A client of the tenant under test; `storage` is there so that the bucket is."""
+    with serve(settings, key=api_key) as client:
+        yield client
+
+
+@pytest.fixture
+def foreign(sessions: SessionFactory) -> dict[str, str]:
+    """What makes a request another tenant's: `api.get(…, headers=foreign)`."""
+    with sessions.begin() as session:
+        stranger = tenants.create_tenant(session, "a stranger")
+        return authorize(tenants.create_key(session, stranger.id, name="a stranger's"))
+
+
+@pytest.fixture
+def submit(api: TestClient) -> Submit:
+    """Submit a small image in a form; fields that are not text are sent as JSON."""
+
+    def send(*, file: bytes | None = None, headers: Mapping[str, str] | None = None, **fields: Any) -> httpx2.Response:
+        form = {key: each if isinstance(each, str) else json.dumps(each) for key, each in fields.items()}
+        sent = {"file": ("a.png", small_image() if file is None else file, "image/png")}
+        return api.post("/v1/jobs", data={"mode": "demo", **form}, files=sent, headers=dict(headers or {}))
+
+    return send
+
+
+def small_image(*, width: int = 48, height: int = 32) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (20, 90, 160)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem that was answered, after checking that it is one in full."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert (body["status"], body["code"], body["type"]) == (status, code, f"urn:maskline:problem:{code}")
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+def read_only(sessions: SessionFactory, table: type[Row]) -> Row:
+    """The one row there is."""
+    with sessions() as session:
+        return session.scalars(select(table)).one()
+
+
+def count_rows(sessions: SessionFactory, table: type[Base]) -> int:
+    with sessions() as session:
+        return len(session.scalars(select(table)).all())
+
+
+# --- servers that are not well -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port where connections are taken and never answered, as by a stopped process."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Broker:
+    """The hints that wait in the real broker."""
+
+    client: redis.Redis
+
+    def steps(self, queue: str = GPU) -> list[uuid.UUID]:
+        """The steps that workers were woken for."""
+        return [uuid.UUID(arguments[0]) for task, arguments in self._waiting(queue) if task == RUN]
+
+    def senders(self) -> int:
+        """How often the sender of webhooks was woken."""
+        return sum(task == DELIVER for task, _ in self._waiting(IO))
+
+    @staticmethod
+    def wait_for(seen: Callable[[], bool]) -> None:
+        """Hints are sent by a thread, after the answer."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not seen():
+            assert time.monotonic() < deadline, "the hint did not come"
+            time.sleep(0.01)
+
+    def _waiting(self, queue: str) -> list[tuple[str, list[str]]]:
+        messages = [json.loads(each) for each in self.client.lrange(f"maskline:{queue}", 0, -1)]
+        return [(each["headers"]["task"], json.loads(b64decode(each["body"]))[0]) for each in messages]
+
+
+@pytest.fixture
+def broker(settings: Settings) -> Iterator[Broker]:
+    """The real broker, emptied."""
+    with redis.Redis.from_url(settings.broker.url) as client:
+        client.flushdb()
+        yield Broker(client)
+
+
+# --- a worker ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workbench(settings: Settings, sessions: SessionFactory, storage: Storage, hints: Hints) -> Workbench:
+    return Workbench(settings=settings, sessions=sessions, storage=storage, hints=hints)

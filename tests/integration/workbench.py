@@ -1,0 +1,117 @@
+"""A worker in this process: the real runner and heart on the real servers; only the model is a fake."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.broker import GPU, Hints
+from shared.config import Settings
+from shared.db import SessionFactory
+from shared.models import Worker
+from shared.storage import Storage
+from worker.heart import Heart
+from worker.runner import Runner
+
+if TYPE_CHECKING:
+    from shared.inference.engine import Engine
+
+WAIT_SECONDS = 30
+CLASS_ID = 1
+"""What the fake model sees everywhere."""
+
+
+def nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """As the engine's ModelInfo."""
+
+    name: str = "a fake model"
+    revision: str = "1"
+    dtype: str = "float32"
+    input_size: tuple[int, int] = (64, 32)
+    device: str = "cpu"
+    label_space: str = "demo"
+
+
+@dataclass(frozen=True)
+class Made:
+    """As the engine's Segmentation."""
+
+    mask: NDArray[np.uint8]
+    load_seconds: float = 0.0
+    preprocess_seconds: float = 0.1
+    inference_seconds: float = 0.2
+    postprocess_seconds: float = 0.3
+    peak_gpu_bytes: int = 0
+    model: MadeBy = field(default_factory=MadeBy)
+
+
+@dataclass
+class FakeEngine:
+    """Between its two checkpoints happens what the test wants to happen while a model runs."""
+
+    meanwhile: Callable[[], None] = nothing
+    asked: list[tuple[tuple[int, ...], str, int | None]] = field(default_factory=list)
+    """The image's shape, the mode and the input size of every call."""
+
+    def segment(
+        self, image: NDArray[np.uint8], mode: str, *, input_size: int | None = None, checkpoint: Callable[[], None]
+    ) -> Made:
+        checkpoint()
+        self.asked.append((image.shape, mode, input_size))
+        self.meanwhile()
+        checkpoint()
+        return Made(mask=np.full(image.shape[:2], CLASS_ID, dtype=np.uint8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    settings: Settings
+    sessions: SessionFactory
+    storage: Storage
+    hints: Hints
+
+    def run(self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None) -> FakeEngine:
+        """Run whatever is queued, as a worker process that was woken does; `meanwhile` is called inside the model."""
+        with self.runner(meanwhile, draining=draining) as (runner, engine):
+            runner.run_until_idle()
+        return engine
+
+    def run_one(self) -> None:
+        """Run the next step that is queued, now or soon."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        with self.runner() as (runner, engine):
+            while not engine.asked:
+                assert time.monotonic() < deadline, "no step was queued"
+                runner.run_until_idle()
+                time.sleep(0.02)
+
+    @contextmanager
+    def runner(
+        self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None
+    ) -> Iterator[tuple[Runner, FakeEngine]]:
+        engine, flag = FakeEngine(meanwhile), draining or threading.Event()
+        row = Worker(host="bench", pid=1, queue=GPU, device="cpu", memory_bytes=0, modes=["demo"])
+        with self.sessions.begin() as session:
+            session.add(row)
+        limits = self.settings.worker
+        heart = Heart(
+            self.sessions, worker=row, draining=flag,
+            beat_seconds=limits.heartbeat_seconds, lease_seconds=limits.lease_seconds,
+        )  # fmt: skip
+        try:
+            yield Runner(
+                settings=self.settings, sessions=self.sessions, storage=self.storage, hints=self.hints, heart=heart,
+                draining=flag, queue_name=GPU, engine=cast("Engine", engine),
+            ), engine  # fmt: skip
+        finally:
+            heart.stop()
