@@ -34,6 +34,8 @@ OUTAGE_SECONDS = 60.0
 FORM_BYTES = 32 * 2**20
 """Larger files go straight to the storage, by a signed link."""
 BUSY = frozenset({429, 502, 503, 504})
+LOOK_SECONDS = 1.0
+"""Between two looks at a job whose event stream says nothing or breaks."""
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
@@ -151,35 +153,28 @@ class Client:
         through only makes it slower. Raises WaitedLongEnough, and ServiceUnreachable after OUTAGE_SECONDS without.
         """
         deadline = time.monotonic() + timeout_seconds
-        seen_at = time.monotonic()
+        reached_at = time.monotonic()
         last_event_id: str | None = None
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WaitedLongEnough(f"job {job_id} has not finished within {timeout_seconds:g} s; it goes on")
+        while (left := deadline - time.monotonic()) > 0:
             started = time.monotonic()
-            try:
+            with contextlib.suppress(httpx2.TransportError):  # looked at below, then followed anew
                 for event in self._follow(job_id, last_event_id, silence_seconds=min(left, SILENCE_SECONDS)):
-                    seen_at = time.monotonic()
+                    reached_at = time.monotonic()
                     last_event_id = event.id or last_event_id
                     data: Json = json.loads(event.data)
                     if event.event == "completed":
                         return data
                     if on_event is not None:
                         on_event(event.event, data)
-                    if time.monotonic() > deadline:
+                    if reached_at > deadline:
                         break
-            except httpx2.TransportError:
-                pass  # looked at below, and followed anew
-            try:
-                job = self.get(job_id)
-                seen_at = time.monotonic()
+            job = self._look(job_id, reached_at=reached_at)
+            if job is not None:
+                reached_at = time.monotonic()
                 if job["state"] in TERMINAL:
                     return job
-            except ServiceUnreachable:
-                if time.monotonic() - seen_at > OUTAGE_SECONDS:
-                    raise
-            time.sleep(max(0.0, min(1.0, deadline - time.monotonic(), 1.0 - (time.monotonic() - started))))
+            time.sleep(max(0.0, min(started + LOOK_SECONDS, deadline) - time.monotonic()))
+        raise WaitedLongEnough(f"job {job_id} has not finished within {timeout_seconds:g} s; it goes on")
 
     # --- results ------------------------------------------------------------------------------------------------
 
@@ -246,6 +241,16 @@ class Client:
         if not answer.is_success:
             raise ApiError(answer.status_code, "upload_refused", f"the storage did not take {path.name}")
         return str(upload["id"])
+
+    def _look(self, job_id: str, *, reached_at: float) -> Json | None:
+        """The job; None while the service is away, which may last OUTAGE_SECONDS from when it was last reached."""
+        try:
+            return self.get(job_id)
+        except (ServiceUnreachable, ApiError) as error:
+            away = not isinstance(error, ApiError) or error.status in BUSY
+            if not away or time.monotonic() - reached_at > OUTAGE_SECONDS:
+                raise
+            return None
 
     def _follow(
         self, job_id: str, last_event_id: str | None, *, silence_seconds: float

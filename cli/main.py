@@ -81,7 +81,6 @@ def demo(
         "demo-output"
     ),
     data: Data = DEFAULT_DATA,
-    seed: Annotated[int, typer.Option(min=0, help="Another number is another scene.")] = 11,
 ) -> None:
     """Start everything and segment a drawn scene.
 
@@ -89,7 +88,7 @@ def demo(
     """
     from cli.demo import run_demo
 
-    raise typer.Exit(run_demo(out, data=data, seed=seed))
+    raise typer.Exit(run_demo(out, data=data))
 
 
 @app.command(epilog="Example: maskline migrate")

@@ -27,9 +27,10 @@ def list_models(as_json: options.AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from cli.tables import make_console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("mode", "model", "licence", "weights"):
@@ -37,8 +38,7 @@ def list_models(as_json: options.AsJson = False) -> None:
     for row in rows:
         here = Text(row["path"] or f"{row['source']}\n{row['advice']}", style="" if row["path"] else "yellow")
         table.add_row(row["mode"], row["model"], row["licence"], here)
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 200)
+    make_console().print(table)
 
 
 @app.command(epilog="Example: maskline models pull fast balanced")

@@ -54,7 +54,7 @@ def run_receiver() -> Iterator[Receiver]:
             """Says nothing: the demo's own lines are on the terminal."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        serving = threading.Thread(target=server.serve_forever, name="receiver", daemon=True)
+        serving = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), name="receiver", daemon=True)
         serving.start()
         try:
             yield Receiver(f"http://127.0.0.1:{server.server_port}/webhook", messages)

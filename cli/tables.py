@@ -13,6 +13,7 @@ from rich.text import Text
 Tell: TypeAlias = Callable[[str, str], None]
 
 STYLES = {"succeeded": "green", "failed": "red", "expired": "red", "canceled": "yellow", "running": "cyan"}
+PIPE_WIDTH = 240
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 
 
@@ -33,9 +34,7 @@ def print_jobs(jobs: Sequence[dict[str, Any]]) -> None:
             describe_seconds(job["timing"]["total_seconds"]),
             Text(_note(job)),
         )
-    console = Console(highlight=False)
-    # In a pipe nobody sees a width, and half an id is of no use.
-    console.print(table, width=None if console.is_terminal else 200)
+    make_console().print(table)
 
 
 def print_job(job: dict[str, Any]) -> None:
@@ -44,8 +43,12 @@ def print_job(job: dict[str, Any]) -> None:
     page.add_column(overflow="fold")
     for name, value in _rows(job):
         page.add_row(name, Text(value, style=STYLES.get(value, "")))
-    console = Console(highlight=False)
-    console.print(page, width=None if console.is_terminal else 200)
+    make_console().print(page)
+
+
+def make_console() -> Console:
+    """For standard output. In a pipe nobody sees a width, and half an id is of no use."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 @contextmanager
