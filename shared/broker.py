@@ -87,8 +87,9 @@ class Hints:
 
     def check(self) -> str | None:
         """What keeps hints from being sent, or None."""
+        soon = {"socket_timeout": CHECK_SECONDS, "socket_connect_timeout": CHECK_SECONDS}  # a prober does not wait long
         try:
-            with self._app.connection_for_write() as connection:
+            with self._app.connection_for_write(transport_options=soon) as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_SECONDS)
                 connection.default_channel.client.ping()
         except Exception as error:  # drivers raise what they please
