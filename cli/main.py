@@ -1,4 +1,4 @@
-"""The `maskline` command: its start and end, and the commands that run or prepare a service.
+"""The `maskline` command: its start and end, and the commands that run a service or look after it.
 
 The other commands are in modules of their own noun. What is slow to import is imported where it is used, so that help
 comes at once.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import jobs, models, options
+from cli import database, jobs, models, options
 from cli.child import StackError
 from cli.failures import FAILED, MISUSED, Failure
 
@@ -29,7 +29,6 @@ app = typer.Typer(
         "Example: maskline up, and in another terminal: maskline submit photo.jpg --mode demo --wait --out masks"
     ),
 )
-keys = typer.Typer(rich_markup_mode=None, help="API keys.")
 
 Data = Annotated[
     Path, typer.Option("--data", metavar="DIR", file_okay=False, help="The data folder of the local stack.")
@@ -91,52 +90,6 @@ def demo(
     raise typer.Exit(run_demo(out, data=data))
 
 
-@app.command(epilog="Example: maskline migrate")
-def migrate() -> None:
-    """Bring the database's schema up to date.
-
-    It is safe to run twice, and from several machines at once.
-    """
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from cli.access import load_service_settings
-    from shared import db
-
-    try:
-        db.upgrade(load_service_settings().database.url)
-    except SQLAlchemyError as error:
-        raise _describe_database_error(error) from error
-    print("the schema is up to date")
-
-
-@keys.command(epilog="Example: maskline keys create laptop --tenant acme")
-def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")],
-    tenant: Annotated[str, typer.Option(help="Whose key it is; a tenant that is not there yet is made.")] = "local",
-) -> None:
-    """Create an API key and print it.
-
-    It works on the database itself. This is the only time that the key can be seen.
-    """
-    from sqlalchemy import select
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from cli.access import load_service_settings
-    from shared import db, tenants
-    from shared.models import Tenant
-
-    sessions = db.create_session_factory(load_service_settings().database)
-    try:
-        with sessions.begin() as session:
-            owner = session.scalar(select(Tenant).where(Tenant.name == tenant)) or tenants.create_tenant(
-                session, tenant
-            )
-            key = tenants.create_key(session, owner.id, name=name)
-    except SQLAlchemyError as error:
-        raise _describe_database_error(error) from error
-    print(key)
-
-
 @app.command(epilog="Example: maskline doctor")
 def doctor(url: options.Url = None, api_key: options.ApiKey = None) -> None:
     """Say what is well, what is not, what to do.
@@ -162,13 +115,9 @@ def doctor(url: options.Url = None, api_key: options.ApiKey = None) -> None:
     raise typer.Exit(FAILED if broken else 0)
 
 
-def _describe_database_error(error: Exception) -> Failure:
-    why = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-    return Failure(f"the database cannot be used: {why} (MASKLINE_DATABASE__URL; maskline doctor tells more)")
-
-
 app.add_typer(jobs.app)
-app.add_typer(keys, name="keys")
+app.add_typer(database.app)
+app.add_typer(database.keys, name="keys")
 app.add_typer(models.app, name="models")
 
 

@@ -1,0 +1,83 @@
+"""What an operator types beside real servers: migrate, keys, doctor."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from sqlalchemy import text
+
+from cli import main
+from cli.doctor import examine_database, examine_redis, examine_storage
+from cli.servers import Servers
+from shared import tenants
+from shared.config import Settings
+from shared.db import SessionFactory
+from shared.storage import Storage
+
+Typed: TypeAlias = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def type_in(
+    servers: Servers, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Typed:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**servers.environment(), "MASKLINE_DATABASE__URL": database_url}.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["maskline", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().out
+
+    return run
+
+
+def test_a_key_is_shown_once_and_opens_its_tenants_door(type_in: Typed, sessions: SessionFactory) -> None:
+    status, out = type_in("keys", "create", "laptop", "--tenant", "acme")
+    assert status == 0
+    _, second = type_in("keys", "create", "phone", "--tenant", "acme")
+    with sessions() as session:
+        first_owner, second_owner = (tenants.find_tenant(session, key.strip()) for key in (out, second))
+        assert first_owner is not None
+        assert first_owner.name == "acme"
+        assert first_owner is second_owner
+
+
+def test_migrating_again_changes_nothing(type_in: Typed) -> None:
+    assert type_in("migrate") == (0, "the schema is up to date\n")
+    assert type_in("migrate") == (0, "the schema is up to date\n")
+
+
+def test_real_servers_are_well(settings: Settings, storage: Storage) -> None:
+    assert examine_database(settings).mark == "✓"
+    assert examine_redis(settings).mark == "✓"
+    assert examine_storage(settings).mark == "✓"
+
+
+def test_a_bucket_that_is_not_there_is_named(settings: Settings) -> None:
+    found = examine_storage(settings)
+    assert found.mark == "✗"
+    assert settings.storage.bucket in found.says
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("DROP TABLE alembic_version", "has no tables of Maskline yet; run: maskline migrate"),
+        ("UPDATE alembic_version SET version_num = 'future'", "is newer than this program; update the program"),
+    ],
+)
+def test_a_schema_of_another_version_is_told_with_what_to_do(
+    settings: Settings, sessions: SessionFactory, statement: str, says: str
+) -> None:
+    with sessions.begin() as session:
+        session.execute(text(statement))
+    found = examine_database(settings)
+    assert found.mark == "✗"
+    assert says in found.says
