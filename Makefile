@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo up test lint bench lock clean
 
 help:  ## Show this list
-	@echo "Maskline: images and recordings into segmentation masks"
+	@echo "Maskline: images into segmentation masks"
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## Install what is locked into .venv; at once when nothing changed

@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # panels would double the time that help takes
-    help="Maskline turns images and recordings into segmentation masks.",
+    help="Maskline turns images into segmentation masks.",
     epilog=(
         "The service is found by --url and --api-key, else by MASKLINE_URL and MASKLINE_API_KEY, else it is the local "
         "stack whose .maskline folder is nearest, from here upwards.\n\n"

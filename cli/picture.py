@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from shared.inference import masks
 from shared.inference.labels import LabelSpace
 
-PANEL_WIDTH = 480
+PANEL_WIDTH = 432
 GAP = 12
 TEXT_SIZE = 15
 SWATCH = 14
@@ -18,8 +18,6 @@ ENTRY_GAP = 18
 INK = (40, 44, 52)
 PAPER = (255, 255, 255)
 OPACITY = 0.8
-COLOURS = 160
-"""A palette of so many colours is as good to the eye here, and a third of the bytes."""
 
 
 def draw_comparison(image: NDArray[np.uint8], labels: NDArray[np.uint8], label_space: LabelSpace) -> bytes:
@@ -41,7 +39,7 @@ def draw_comparison(image: NDArray[np.uint8], labels: NDArray[np.uint8], label_s
         draw.rounded_rectangle((x, y, x + SWATCH, y + SWATCH), radius=3, fill=label_space.palette[class_id])
         draw.text((x + SWATCH + 6, y + SWATCH / 2), label_space.classes[class_id], fill=INK, font=font, anchor="lm")
     buffer = io.BytesIO()
-    sheet.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
