@@ -6,11 +6,9 @@ checks the job, its signed webhook, its files and its mask, and leaves them in a
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +18,13 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from cli import downloads
 from cli.access import Access, read_stack
-from cli.client import Client
+from cli.client import Client, Json
+from cli.failures import FAILED
 from cli.picture import draw_comparison
 from cli.receiver import Message, run_receiver
 from cli.stack import Stack
 from shared.inference import masks
-from shared.inference.demo.scenes import draw_scene
+from shared.inference.demo.scenes import Scene, draw_scene
 from shared.inference.labels import DEMO
 
 MODE = "demo"
@@ -33,21 +32,23 @@ SCENE = 1_000_007
 """Training keeps to scenes below a million."""
 LEAST_MIOU = 0.85
 JOB_SECONDS = 240.0
+FILES = {
+    "picture.png": "the image beside its mask",
+    "input.png": "what was sent",
+    "mask.png": "what came back: one class id per pixel",
+    "overlay.png": "the same in colours, over the input",
+    "manifest.json": "what the result consists of, and what made it",
+    "summary.json": "all of this in figures",
+}
 WEBHOOK_SECONDS = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """`problems` is empty when everything is as it should be."""
-
-    summary: dict[str, Any]
-    problems: tuple[str, ...]
 
 
 def run_demo(out: Path, *, data: Path) -> int:
     """Returns the exit status. Raises StackError, ApiError and their like."""
     began = time.monotonic()
     console = Console(highlight=False)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)  # of an earlier run: nothing of it may be taken for this one's
     scene = draw_scene(SCENE)
     picture = downloads.write(out / "input.png", masks.encode_png(scene.image))
     with _find_service(data, console) as access, Client(access.url, access.api_key) as client:
@@ -57,32 +58,41 @@ def run_demo(out: Path, *, data: Path) -> int:
         _note(console, "its webhook came, rightly signed" if verified else "no webhook told of it", good=verified)
         if job["state"] == "succeeded":
             client.download(job["id"], out)
-    miou: float | None = None
-    ious: dict[str, float] = {}
-    if job["state"] == "succeeded":
-        labels = masks.decode_mask((out / "mask.png").read_bytes())
-        miou, ious = measure_miou(labels, scene.labels)
-        downloads.write(out / "picture.png", draw_comparison(scene.image, labels, DEMO))
-    seconds = {name.removesuffix("_seconds"): value for name, value in job["timing"].items() if "_seconds" in name}
     summary = {
+        **_describe(job),
+        **_look_at_mask(out, scene),
+        "webhook_verified": verified,
+        "stack_ready_seconds": round(ready_after, 2),
+        "demo_seconds": round(time.monotonic() - began, 2),
+    }
+    downloads.write(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+    problems = list(_find_problems(summary))
+    _tell(console, summary, problems, out)
+    return FAILED if problems else 0
+
+
+def _describe(job: Json) -> Json:
+    seconds = {name.removesuffix("_seconds"): value for name, value in job["timing"].items() if "_seconds" in name}
+    return {
         "job_id": job["id"],
         "state": job["state"],
         "mode": job["mode"],
-        "miou": miou,
-        "iou": ious,
-        "webhook_verified": verified,
-        "seconds": {name: value for name, value in seconds.items() if value is not None},
-        "stack_ready_seconds": round(ready_after, 2),
-        "demo_seconds": round(time.monotonic() - began, 2),
-        "device": job["timing"]["device"],
-        "model": job["model"],
         "error": job["error"],
         "scene": SCENE,
+        "seconds": {name: value for name, value in seconds.items() if value is not None},
+        "device": job["timing"]["device"],
+        "model": job["model"],
     }
-    downloads.write(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
-    outcome = Outcome(summary=summary, problems=tuple(_find_problems(summary)))
-    _tell(console, outcome, out)
-    return 1 if outcome.problems else 0
+
+
+def _look_at_mask(out: Path, scene: Scene) -> Json:
+    """How well the mask agrees with the truth, if there is one; it is drawn beside its image."""
+    if not (out / "mask.png").exists():
+        return {"miou": None, "iou": {}}
+    labels = masks.decode_mask((out / "mask.png").read_bytes())
+    downloads.write(out / "picture.png", draw_comparison(scene.image, labels, DEMO))
+    miou, ious = measure_miou(labels, scene.labels)
+    return {"miou": miou, "iou": ious}
 
 
 def measure_miou(labels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> tuple[float, dict[str, float]]:
@@ -116,7 +126,7 @@ def _find_service(data: Path, console: Console) -> Iterator[Access]:
             stack.stop()
 
 
-def _run_job(client: Client, picture: Path, console: Console) -> tuple[dict[str, Any], Message | None]:
+def _run_job(client: Client, picture: Path, console: Console) -> tuple[Json, Message | None]:
     began = time.monotonic()
     with run_receiver() as receiver, console.status("Submitting the scene …") as line:
         job = client.submit_file(
@@ -128,7 +138,7 @@ def _run_job(client: Client, picture: Path, console: Console) -> tuple[dict[str,
         )
         _note(console, f"a drawn scene was submitted as job {job['id']}", seconds=time.monotonic() - began)
 
-        def show(kind: str, told: dict[str, Any]) -> None:
+        def show(kind: str, told: Json) -> None:
             line.update(Text(f"The job is {told.get('stage') or told.get('state') or kind} …"))
 
         began = time.monotonic()
@@ -151,7 +161,7 @@ def _verify(message: Message | None, *, secret: str, job_id: str) -> bool:
     return bool(event["type"] == "job.succeeded" and event["data"]["id"] == job_id)
 
 
-def _find_problems(summary: dict[str, Any]) -> Iterator[str]:
+def _find_problems(summary: Json) -> Iterator[str]:
     if summary["state"] != "succeeded":
         error = summary["error"] or {"code": "no reason", "detail": "the job has none to give"}
         yield f"the job {summary['state']}: {error['code']}: {error['detail']}"
@@ -161,24 +171,18 @@ def _find_problems(summary: dict[str, Any]) -> Iterator[str]:
         yield "no webhook with a valid signature said that the job succeeded"
 
 
-def _tell(console: Console, outcome: Outcome, out: Path) -> None:
-    summary = outcome.summary
+def _tell(console: Console, summary: Json, problems: Sequence[str], out: Path) -> None:
     if summary["miou"] is not None:
         good = summary["miou"] >= LEAST_MIOU
         _note(console, f"its mask agrees with the truth: mIoU {summary['miou']:.3f}", good=good)
     console.print()
-    for problem in outcome.problems:
+    for problem in problems:
         console.print(Text(f"✗ {problem}", style="bold red"), soft_wrap=True)
-    console.print(Text(f"Look at {out / 'picture.png'}, or all of {out}/:", style="bold"), soft_wrap=True)
-    for name, says in (
-        ("input.png", "what was sent"),
-        ("mask.png", "what came back: one class id per pixel"),
-        ("overlay.png", "the same in colours, over the input"),
-        ("manifest.json", "what the result consists of, and what made it"),
-        ("summary.json", f"this, in figures; {summary['demo_seconds']:.1f} s in all"),
-    ):
+    console.print(Text(f"Look at {out / 'picture.png'}, or at all of {out}/:", style="bold"), soft_wrap=True)
+    for name, says in FILES.items():
         if (out / name).exists():
             console.print(f"  {name:<14} {says}", markup=False)
+    console.print(f"{summary['demo_seconds']:.1f} s in all.")
 
 
 def _note(console: Console, says: str, *, seconds: float | None = None, good: bool = True) -> None:

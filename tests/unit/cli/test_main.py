@@ -117,7 +117,8 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(maskline: Maskline,
     (folder / "blocked").write_text("")
     done = maskline("demo", "--out", "blocked/below")
     assert done.status == 1
-    assert done.err == "maskline: blocked/below: Not a directory\n"
+    assert done.err.startswith("maskline: blocked/below")
+    assert done.err.endswith(": Not a directory\n")
 
 
 def test_a_pipe_that_closes_is_no_error(folder: Path) -> None:
