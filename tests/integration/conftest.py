@@ -26,7 +26,7 @@ from shared.config import Settings
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep, Lease
-from shared.models import Base, Job, JobState, Step, StepKind, Tenant, create_id
+from shared.models import Base, Job, JobState, Step, StepKind, Tenant, Worker, create_id
 from shared.storage import Storage
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 
@@ -106,7 +106,8 @@ def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Callable[..., Cla
 
 def make_late(session: Session, table: str, column: str) -> None:
     """What waiting would do, without the wait."""
-    session.execute(text(f"UPDATE {table} SET {column} = now() - interval '1 second'"))  # noqa: S608 - names from tests
+    late = f"UPDATE {table} SET {column} = now() - interval '1 second' WHERE {column} IS NOT NULL"  # noqa: S608
+    session.execute(text(late))
 
 
 def read_job(sessions: SessionFactory, job: Job) -> Job:
@@ -185,6 +186,15 @@ def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     assert body["title"]
     assert body["detail"]
     return body
+
+
+def add_worker(sessions: SessionFactory, **values: object) -> Worker:
+    """The row of a worker that is idle and has just given a sign of life, unless said otherwise."""
+    described = {"host": "a host", "pid": 1, "queue": GPU, "device": "cpu", "memory_bytes": 0, "modes": ["demo"]}
+    with sessions.begin() as session:
+        row = Worker(**(described | values))
+        session.add(row)
+    return row
 
 
 def read_only(sessions: SessionFactory, table: type[Row]) -> Row:

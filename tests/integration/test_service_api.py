@@ -7,8 +7,7 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from shared.db import SessionFactory
-from shared.models import Worker
-from tests.integration.conftest import make_late
+from tests.integration.conftest import add_worker, make_late
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ROUTES = {
@@ -28,14 +27,6 @@ ROUTES = {
     "/v1/workers": {"get"},
     "/v1/webhooks/secret": {"get"},
 }
-
-
-def add_worker(sessions: SessionFactory, **values: Any) -> Worker:
-    described = {"host": "a host", "pid": 1, "queue": "gpu", "device": "cpu", "memory_bytes": 1, "modes": ["demo"]}
-    with sessions.begin() as session:
-        row = Worker(**(described | values))
-        session.add(row)
-    return row
 
 
 def test_every_mode_says_what_it_is_and_is_not(api: TestClient) -> None:

@@ -1,0 +1,214 @@
+"""Which step is taken next, how many go before a job, and which steps workers are woken for."""
+
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, text, update
+from sqlalchemy.orm import Session
+
+from shared import lifecycle, queue, tenants
+from shared.db import SessionFactory
+from shared.lifecycle import ClaimedStep
+from shared.models import Job, Step, StepKind, Tenant, Worker
+from tests.integration.conftest import TROUBLE, MakeJob, add_worker, make_late, new_job, read_steps
+
+GONE_SECONDS = 60
+Claim = Callable[..., ClaimedStep]
+
+
+def taken(claim: Callable[..., ClaimedStep | None], **values: Any) -> uuid.UUID | None:
+    """The job whose step is taken next."""
+    claimed = claim(**values)
+    return None if claimed is None else claimed.job.id
+
+
+@pytest.fixture
+def other_tenant(sessions: SessionFactory) -> Tenant:
+    with sessions.begin() as session:
+        return tenants.create_tenant(session, "another tenant")
+
+
+# --- the order -----------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_of_equals_is_taken_first(make_job: MakeJob, claim: Claim) -> None:
+    made = [make_job().id for _ in range(3)]
+    assert [taken(claim) for _ in range(4)] == [*made, None]
+
+
+def test_priority_comes_before_age(make_job: MakeJob, claim: Claim) -> None:
+    low, normal, high = (make_job(priority=priority).id for priority in (-5, 0, 7))
+    assert [taken(claim) for _ in range(3)] == [high, normal, low]
+
+
+def test_the_tenant_with_the_least_running_goes_first(make_job: MakeJob, claim: Claim, other_tenant: Tenant) -> None:
+    crowd = [make_job().id for _ in range(3)]
+    late = [make_job(owner=other_tenant).id for _ in range(2)]
+    assert [taken(claim) for _ in range(5)] == [crowd[0], late[0], crowd[1], late[1], crowd[2]]
+
+
+def test_priority_comes_before_fairness(make_job: MakeJob, claim: Claim, other_tenant: Tenant) -> None:
+    crowd = [make_job(priority=1).id for _ in range(2)]
+    other = make_job(owner=other_tenant).id
+    assert [taken(claim) for _ in range(3)] == [*crowd, other]
+
+
+def test_fairness_comes_before_the_mode_a_worker_holds(make_job: MakeJob, claim: Claim, other_tenant: Tenant) -> None:
+    make_job(mode="fast")
+    taken(claim)
+    make_job(mode="fast")
+    other = make_job(owner=other_tenant, mode="sota").id
+    assert taken(claim, mode_loaded="fast") == other
+
+
+def test_the_mode_a_worker_holds_comes_before_age(make_job: MakeJob, claim: Claim) -> None:
+    older, held = make_job(mode="fast").id, make_job(mode="sota").id
+    assert [taken(claim, mode_loaded="sota") for _ in range(2)] == [held, older]
+
+
+def test_the_oldest_is_taken_whatever_its_priority_when_it_is_that_turn(make_job: MakeJob, claim: Claim) -> None:
+    starving = make_job(priority=-100).id
+    make_job(priority=100)
+    assert taken(claim, oldest_first=True, mode_loaded="sota") == starving
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+def test_only_modes_that_the_worker_serves_are_taken(make_job: MakeJob, claim: Claim, *, oldest_first: bool) -> None:
+    make_job(mode="sota", priority=100)
+    served = make_job(mode="demo").id
+    assert taken(claim, modes=("demo",), oldest_first=oldest_first) == served
+    assert taken(claim, modes=("demo",), oldest_first=oldest_first) is None
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+def test_only_steps_of_the_workers_own_queue_are_taken(
+    sessions: SessionFactory, tenant: Tenant, claim: Claim, *, oldest_first: bool
+) -> None:
+    with sessions.begin() as session:
+        lifecycle.submit(session, new_job(tenant), steps=[(StepKind.PROBE, "io")])
+    assert taken(claim, oldest_first=oldest_first) is None
+    assert taken(claim, queue_name="io", oldest_first=oldest_first) is not None
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+def test_a_step_whose_pause_is_not_over_is_not_taken(
+    sessions: SessionFactory, make_job: MakeJob, claim: Claim, *, oldest_first: bool
+) -> None:
+    pausing = make_job(priority=100)
+    with sessions.begin() as session:
+        lifecycle.fail_step(session, claim().lease, TROUBLE, failed_attempts=3)
+    other = make_job().id
+    assert taken(claim, oldest_first=oldest_first) == other
+    assert taken(claim, oldest_first=oldest_first) is None
+    with sessions.begin() as session:
+        make_late(session, "steps", "run_after")
+    assert taken(claim, oldest_first=oldest_first) == pausing.id
+
+
+def test_a_long_row_of_pauses_does_not_hide_what_may_run(
+    sessions: SessionFactory, make_job: MakeJob, claim: Claim
+) -> None:
+    for _ in range(20):
+        make_job(priority=100)
+    with sessions.begin() as session:
+        session.execute(update(Step).values(run_after=func.now() + timedelta(hours=1)))
+    other = make_job().id
+    assert taken(claim) == other
+
+
+# --- the position --------------------------------------------------------------------------------------------------
+
+
+def position(session: Session, job: Job) -> int | None:
+    return queue.find_position(session, job)
+
+
+def test_the_position_counts_what_goes_before_by_priority_and_age(session: Session, make_job: MakeJob) -> None:
+    old, middle, young = make_job(), make_job(), make_job()
+    urgent = make_job(priority=1)
+    assert [position(session, job) for job in (urgent, old, middle, young)] == [0, 1, 2, 3]
+
+
+def test_a_job_that_does_not_wait_has_no_position(session: Session, make_job: MakeJob, claim: Claim) -> None:
+    running, waiting = make_job(), make_job()
+    claim()
+    assert (position(session, running), position(session, waiting)) == (None, 0)
+
+
+# --- waking workers ------------------------------------------------------------------------------------------------
+
+
+def add_workers(sessions: SessionFactory, count: int, **values: object) -> None:
+    for _ in range(count):
+        add_worker(sessions, **values)
+
+
+def hinted(sessions: SessionFactory) -> list[uuid.UUID]:
+    with sessions.begin() as session:
+        return [step_id for step_id, _ in queue.take_due_hints(session, gone_seconds=GONE_SECONDS)]
+
+
+def step_of(sessions: SessionFactory, job: Job) -> uuid.UUID:
+    [step] = read_steps(sessions, job)
+    return step.id
+
+
+@pytest.fixture
+def waiting(sessions: SessionFactory, make_job: MakeJob) -> list[uuid.UUID]:
+    """Three queued steps whose first hint was long ago."""
+    steps = [step_of(sessions, make_job()) for _ in range(3)]
+    with sessions.begin() as session:
+        make_late(session, "steps", "hint_at")
+    return steps
+
+
+def test_a_step_just_submitted_needs_no_second_hint(sessions: SessionFactory, make_job: MakeJob) -> None:
+    make_job()
+    add_workers(sessions, 1)
+    assert hinted(sessions) == []
+
+
+def test_no_more_workers_are_woken_than_are_idle(sessions: SessionFactory, waiting: list[uuid.UUID]) -> None:
+    add_workers(sessions, 2)
+    add_workers(sessions, 5, step_id=uuid.uuid4())
+    woken = hinted(sessions)
+    assert len(woken) == 2
+    assert set(woken) < set(waiting)
+
+
+def test_nobody_is_woken_where_all_are_busy_or_of_another_queue(
+    sessions: SessionFactory, waiting: list[uuid.UUID]
+) -> None:
+    assert hinted(sessions) == []
+    add_workers(sessions, 3, step_id=uuid.uuid4())
+    add_workers(sessions, 3, queue="io")
+    assert hinted(sessions) == []
+
+
+def test_a_worker_that_fell_silent_does_not_count(sessions: SessionFactory, waiting: list[uuid.UUID]) -> None:
+    add_workers(sessions, 3)
+    with sessions.begin() as session:
+        session.execute(update(Worker).values(heartbeat_at=func.now() - timedelta(seconds=GONE_SECONDS + 1)))
+    assert hinted(sessions) == []
+
+
+def test_a_step_is_hinted_again_only_after_a_while(sessions: SessionFactory, waiting: list[uuid.UUID]) -> None:
+    add_workers(sessions, 3)
+    assert sorted(hinted(sessions)) == sorted(waiting)
+    assert hinted(sessions) == []
+    with sessions.begin() as session:
+        seconds = session.scalars(text("SELECT extract(epoch FROM hint_at - now()) FROM steps")).all()
+        assert all(queue.HINT_SECONDS - 5 < each <= queue.HINT_SECONDS for each in seconds)
+        session.execute(text("UPDATE steps SET hint_at = hint_at - interval '11 seconds'"))
+    assert sorted(hinted(sessions)) == sorted(waiting)
+
+
+def test_a_step_that_was_claimed_is_not_hinted(
+    sessions: SessionFactory, waiting: list[uuid.UUID], claim: Claim
+) -> None:
+    claimed = claim().lease.step_id
+    add_workers(sessions, 3)
+    assert sorted(hinted(sessions)) == sorted(set(waiting) - {claimed})

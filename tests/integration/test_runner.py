@@ -1,0 +1,459 @@
+"""The runner on real servers: one fenced end for every step, whatever happens while its model runs."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from typing import Any, BinaryIO
+
+import pytest
+from sqlalchemy import Connection, delete, event, func, select, text
+from sqlalchemy.orm import Session
+
+from shared import lifecycle
+from shared.broker import Hints
+from shared.config import Settings
+from shared.db import SessionFactory
+from shared.inference.errors import ModelUnavailable, OutOfMemory
+from shared.lifecycle import ClaimedStep
+from shared.models import Job, JobEvent, JobState, Step, StepState, WebhookDelivery, Worker
+from shared.storage import Storage, StoredObject, job_prefix
+from tests.integration.conftest import (
+    Broker,
+    MakeJob,
+    Submit,
+    count_rows,
+    make_late,
+    read_job,
+    read_only,
+    read_steps,
+    small_image,
+)
+from tests.integration.workbench import WAIT_SECONDS, Workbench
+
+Claim = Callable[..., ClaimedStep]
+
+
+def wait_until(seen: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not seen():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def wait_for_a_beat(sessions: SessionFactory) -> None:
+    """Until the worker's heart has beaten, from start to end, after this was called."""
+    for _ in range(2):  # the first may have begun before
+        with sessions() as session:
+            asked_at = session.scalars(select(func.clock_timestamp())).one()
+        wait_until(partial(has_beaten, sessions, since=asked_at))
+
+
+def has_beaten(sessions: SessionFactory, *, since: datetime) -> bool:
+    with sessions() as session:
+        return session.scalar(select(Worker.id).where(Worker.heartbeat_at > since)) is not None
+
+
+def told(sessions: SessionFactory, kind: str) -> list[str]:
+    key = {"state": "state", "attempt": "outcome"}[kind]
+    with sessions() as session:
+        wanted = select(JobEvent.data[key].as_string()).where(JobEvent.type == kind).order_by(JobEvent.id)
+        return list(session.scalars(wanted))
+
+
+@pytest.fixture
+def job(submit: Submit, sessions: SessionFactory) -> Job:
+    """A job with a real image, and a receiver to tell."""
+    submit(webhook_url="https://receiver.example")
+    return read_only(sessions, Job)
+
+
+def nothing_stored(storage: Storage, job: Job) -> bool:
+    return not [key for key in storage.list_keys(job_prefix(job.tenant_id, job.id)) if "attempts" in key]
+
+
+# --- success -------------------------------------------------------------------------------------------------------
+
+
+class WatchedStorage(Storage):
+    """The real one, which notes the job's state whenever something is stored."""
+
+    noted: list[tuple[str, JobState]]
+    sessions: SessionFactory
+
+    def put(self, key: str, body: bytes | BinaryIO, *, content_type: str) -> StoredObject:
+        stored = super().put(key, body, content_type=content_type)
+        self.noted.append((key.rsplit("/", 1)[-1], read_only(self.sessions, Job).state))
+        return stored
+
+
+def test_the_manifest_is_stored_last_and_only_then_the_job_has_succeeded(
+    settings: Settings, sessions: SessionFactory, workbench: Workbench, job: Job
+) -> None:
+    watched = WatchedStorage.from_settings(settings.storage)
+    watched.noted, watched.sessions = [], sessions
+    replace(workbench, storage=watched).run()
+    assert watched.noted == [("mask.png", JobState.RUNNING), ("manifest.json", JobState.RUNNING)]
+    finished = read_job(sessions, job)
+    assert finished.state == JobState.SUCCEEDED
+    assert str(finished.manifest_key).endswith("/attempts/1/manifest.json")
+
+
+def test_mode_and_input_size_reach_the_model(submit: Submit, workbench: Workbench) -> None:
+    submit(file=small_image(width=50, height=40), options={"input_size": 96})
+    assert workbench.run().asked == [((40, 50, 3), "demo", 96)]
+
+
+def test_one_wake_runs_all_that_is_queued(submit: Submit, workbench: Workbench, sessions: SessionFactory) -> None:
+    for _ in range(3):
+        submit()
+    assert len(workbench.run().asked) == 3
+    assert len(workbench.run().asked) == 0
+    with sessions() as session:
+        assert set(session.scalars(select(Job.state))) == {JobState.SUCCEEDED}
+
+
+def test_the_sender_of_webhooks_is_woken_at_the_end(
+    workbench: Workbench, hints: Hints, broker: Broker, job: Job
+) -> None:
+    workbench.run()
+    hints.close()
+    assert broker.senders() == 1
+
+
+def test_a_worker_shows_what_it_does_and_what_it_holds(
+    workbench: Workbench, sessions: SessionFactory, job: Job
+) -> None:
+    seen: list[Worker] = []
+    workbench.run(lambda: seen.append(read_only(sessions, Worker)))
+    assert seen[0].step_id == read_steps(sessions, job)[0].id
+    after = read_only(sessions, Worker)
+    assert (after.step_id, after.mode_loaded) == (None, "demo")
+
+
+def test_nothing_starves_for_its_low_priority(
+    workbench: Workbench, storage: Storage, sessions: SessionFactory, make_job: MakeJob
+) -> None:
+    starving = make_job(priority=-100)
+    for _ in range(20):
+        make_job(priority=100)
+    workbench.run()  # none has a source; each fails at once
+    with sessions() as session:
+        order = list(session.scalars(select(Job.id).order_by(Job.started_at)))
+    assert order.index(starving.id) < 16
+
+
+# --- asked to stop -------------------------------------------------------------------------------------------------
+
+
+def test_a_job_canceled_while_it_runs_stops_and_stores_nothing(
+    workbench: Workbench, storage: Storage, sessions: SessionFactory, job: Job
+) -> None:
+    def cancel() -> None:
+        with sessions.begin() as session:
+            lifecycle.request_cancel(session, job.id)
+        wait_for_a_beat(sessions)
+
+    workbench.run(cancel)
+    assert read_job(sessions, job).state == JobState.CANCELED
+    assert nothing_stored(storage, job)
+    assert told(sessions, "attempt") == ["started", "canceled"]
+
+
+def test_a_cancel_that_comes_last_still_has_its_way(
+    workbench: Workbench, sessions: SessionFactory, settings: Settings, job: Job
+) -> None:
+    """After the last look and before the publication: exactly one of the two may win."""
+
+    def cancel() -> None:
+        with sessions.begin() as session:
+            lifecycle.request_cancel(session, job.id)
+
+    slow_heart = settings.model_copy(update={"worker": settings.worker.model_copy(update={"heartbeat_seconds": 60})})
+    replace(workbench, settings=slow_heart).run(cancel)
+    ended = read_job(sessions, job)
+    assert (ended.state, ended.manifest_key) == (JobState.CANCELED, None)
+    assert read_only(sessions, WebhookDelivery).type == "job.canceled"
+
+
+def test_a_draining_worker_gives_its_step_back_and_takes_no_other(
+    submit: Submit, workbench: Workbench, storage: Storage, sessions: SessionFactory, job: Job
+) -> None:
+    submit()
+    draining = threading.Event()
+    engine = workbench.run(draining.set, draining=draining)
+    [step] = read_steps(sessions, job)
+    assert (step.state, step.attempt, step.lost, step.failures) == (StepState.QUEUED, 1, 0, 0)
+    assert nothing_stored(storage, job)
+    assert len(engine.asked) == 1
+    workbench.run()
+    assert read_job(sessions, job).state == JobState.SUCCEEDED
+
+
+def test_a_job_that_timed_out_and_was_deleted_stops_and_the_next_one_runs(
+    submit: Submit, workbench: Workbench, storage: Storage, sessions: SessionFactory, job: Job
+) -> None:
+    ran: list[bool] = []
+
+    def time_out() -> None:
+        ran.append(True)
+        if len(ran) > 1:
+            return
+        with sessions.begin() as session:
+            make_late(session, "jobs", "stop_by")
+            assert lifecycle.time_out(session) is not None
+            lifecycle.delete_job(session, job.id)
+        wait_for_a_beat(sessions)
+
+    submit()
+    workbench.run(time_out)
+    assert [step.state for step in read_steps(sessions, job)] == [StepState.CANCELED]
+    assert nothing_stored(storage, job)
+    assert len(ran) == 2
+
+
+# --- leases --------------------------------------------------------------------------------------------------------
+
+
+def take_over(sessions: SessionFactory, claim: Claim) -> None:
+    """As upkeep and another worker do to one that seems dead."""
+    with sessions.begin() as session:
+        make_late(session, "steps", "lease_expires_at")
+        assert lifecycle.reap(session, lost_attempts=3) is not None
+    assert claim() is not None
+
+
+def test_a_worker_whose_step_was_taken_over_writes_nothing(
+    workbench: Workbench, sessions: SessionFactory, claim: Claim, job: Job
+) -> None:
+    workbench.run(lambda: take_over(sessions, claim))
+    [step] = read_steps(sessions, job)
+    assert (step.state, step.attempt) == (StepState.RUNNING, 2)
+    current = read_job(sessions, job)
+    assert (current.state, current.manifest_key) == (JobState.RUNNING, None)
+    assert told(sessions, "attempt") == ["started", "lost", "started"]
+    assert count_rows(sessions, WebhookDelivery) == 0
+
+
+def test_a_worker_that_hears_of_it_in_time_stores_nothing_either(
+    workbench: Workbench, storage: Storage, sessions: SessionFactory, claim: Claim, job: Job
+) -> None:
+    def lose() -> None:
+        take_over(sessions, claim)
+        wait_for_a_beat(sessions)
+
+    workbench.run(lose)
+    assert nothing_stored(storage, job)
+
+
+def test_the_lease_lasts_as_long_as_the_work(
+    workbench: Workbench, settings: Settings, sessions: SessionFactory, job: Job
+) -> None:
+    def work_long() -> None:
+        time.sleep(settings.worker.lease_seconds + 0.5)
+        with sessions.begin() as session:
+            assert lifecycle.reap(session, lost_attempts=3) is None
+
+    workbench.run(work_long)
+    assert (read_job(sessions, job).state, read_job(sessions, job).attempts) == (JobState.SUCCEEDED, 1)
+
+
+def test_a_worker_that_cannot_renew_its_lease_leaves_the_step_by_itself(
+    workbench: Workbench, settings: Settings, storage: Storage, sessions: SessionFactory, job: Job
+) -> None:
+    """By its own clock: nobody has told it that the lease is lost."""
+    short = settings.worker.model_copy(update={"lease_seconds": 1, "heartbeat_seconds": 0.2})
+
+    def hold_the_row() -> None:
+        with sessions() as session:
+            session.execute(text("SELECT 1 FROM steps FOR UPDATE"))
+            time.sleep(1.5)
+
+    replace(workbench, settings=settings.model_copy(update={"worker": short})).run(hold_the_row)
+    assert read_steps(sessions, job)[0].state == StepState.RUNNING
+    assert nothing_stored(storage, job)
+
+
+def test_a_worker_that_was_forgotten_enters_itself_again(workbench: Workbench, sessions: SessionFactory) -> None:
+    with workbench.runner():
+        before = read_only(sessions, Worker)
+        with sessions.begin() as session:
+            session.execute(delete(Worker))
+        wait_until(lambda: count_rows(sessions, Worker))
+        again = read_only(sessions, Worker)
+    assert (again.id, again.host, again.modes) == (before.id, before.host, before.modes)
+
+
+# --- trouble -------------------------------------------------------------------------------------------------------
+
+
+def failure(sessions: SessionFactory, job: Job) -> dict[str, Any]:
+    failed = read_job(sessions, job)
+    assert failed.state == JobState.FAILED
+    assert failed.error is not None
+    return failed.error
+
+
+def test_what_is_no_image_fails_at_once_and_the_next_job_runs(
+    submit: Submit, workbench: Workbench, sessions: SessionFactory
+) -> None:
+    submit(file=b"this is a text")
+    job = read_only(sessions, Job)
+    submit()
+    workbench.run()
+    error = failure(sessions, job)
+    assert (error["code"], error["retryable"], read_job(sessions, job).attempts) == ("invalid_media", False, 1)
+    with sessions() as session:
+        assert set(session.scalars(select(Job.state))) == {JobState.FAILED, JobState.SUCCEEDED}
+
+
+def test_limits_of_the_worker_hold(
+    workbench: Workbench, settings: Settings, sessions: SessionFactory, job: Job
+) -> None:
+    for limit, code in ({"image_pixels": 100}, "media_limit"), ({"source_bytes": 100}, "source_too_large"):
+        narrow = settings.model_copy(update={"worker": settings.worker.model_copy(update=limit)})
+        replace(workbench, settings=narrow).run()
+        assert failure(sessions, job)["code"] == code
+        with sessions.begin() as session:
+            lifecycle.retry(session, job.id)
+
+
+def test_a_source_that_was_replaced_is_not_processed(
+    workbench: Workbench, storage: Storage, sessions: SessionFactory, job: Job
+) -> None:
+    storage.put(job.source["key"], small_image(width=64), content_type="image/png")
+    assert workbench.run().asked == []
+    assert failure(sessions, job)["code"] == "source_changed"
+
+
+def test_a_source_that_is_gone_is_missing(
+    workbench: Workbench, storage: Storage, sessions: SessionFactory, job: Job
+) -> None:
+    storage.delete_prefix(job.source["key"])
+    workbench.run()
+    assert failure(sessions, job)["code"] == "source_missing"
+
+
+def test_a_storage_that_is_away_is_tried_again_after_a_pause(
+    workbench: Workbench, settings: Settings, sessions: SessionFactory, closed_port: int, job: Job
+) -> None:
+    nowhere = settings.storage.model_copy(update={"endpoint_url": f"http://127.0.0.1:{closed_port}"})
+    replace(workbench, storage=Storage.from_settings(nowhere)).run()
+    [step] = read_steps(sessions, job)
+    assert (step.state, step.failures, step.error and step.error["code"]) == ("queued", 1, "storage_unavailable")
+    assert read_job(sessions, job).state == JobState.RUNNING
+    assert workbench.run().asked == [], "the pause was not kept"
+    with sessions.begin() as session:
+        make_late(session, "steps", "run_after")
+    workbench.run()
+    assert (read_job(sessions, job).state, read_job(sessions, job).attempts) == (JobState.SUCCEEDED, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ModelUnavailable("the weights of demo are missing; run: maskline models pull demo"), "model_unavailable"),
+        (OutOfMemory("choose a smaller input_size"), "out_of_memory"),
+    ],
+)
+def test_what_a_model_cannot_do_fails_the_job_with_its_reason_and_the_worker_lives_on(
+    submit: Submit, workbench: Workbench, sessions: SessionFactory, job: Job, error: Exception, code: str
+) -> None:
+    errors = [error]
+
+    def run_out() -> None:
+        if errors:
+            raise errors.pop()
+
+    submit()
+    workbench.run(run_out)
+    assert failure(sessions, job) == {"code": code, "detail": str(error), "retryable": False}
+    with sessions() as session:
+        assert session.scalars(select(Job.state).where(Job.id != job.id)).one() == JobState.SUCCEEDED
+
+
+def test_an_error_nobody_expected_is_tried_again_and_tells_no_details(
+    workbench: Workbench, sessions: SessionFactory, job: Job
+) -> None:
+    def break_down() -> None:
+        raise ZeroDivisionError("a secret")
+
+    workbench.run(break_down)
+    [step] = read_steps(sessions, job)
+    assert step.error is not None
+    assert (step.state, step.error["code"], step.error["retryable"]) == (StepState.QUEUED, "internal_error", True)
+    assert "secret" not in step.error["detail"]
+
+
+# --- the database goes away ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def failing_commits(sessions: SessionFactory, hit: Callable[[Connection, int], bool]) -> Iterator[None]:
+    """`hit` sees every commit of this thread with its number, and may cut the connection; the heart has its own."""
+    thread, engine = threading.get_ident(), sessions.kw["bind"]
+    numbers = iter(range(10**6))
+
+    def watch(connection: Connection) -> None:
+        if threading.get_ident() == thread and hit(connection, next(numbers)):
+            cut(connection)
+
+    def cut(connection: Connection) -> None:
+        pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+        with Session(engine) as session:
+            session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+
+    event.listen(engine, "commit", watch)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", watch)
+
+
+def test_connections_cut_while_the_result_is_published_cost_nothing(
+    workbench: Workbench, sessions: SessionFactory, job: Job
+) -> None:
+    """The first commit after the model is progress, the next three are tries to publish."""
+    armed: list[bool] = []
+    cuts: list[int] = []
+
+    def hit(_: Connection, number: int) -> bool:
+        if armed and len(cuts) < 4:
+            cuts.append(number)
+            return True
+        return False
+
+    with failing_commits(sessions, hit):
+        workbench.run(lambda: armed.append(True))
+    assert len(cuts) == 4
+    finished = read_job(sessions, job)
+    assert (finished.state, finished.attempts, read_steps(sessions, job)[0].failures) == (JobState.SUCCEEDED, 1, 0)
+    assert told(sessions, "attempt") == ["started", "done"]
+    assert count_rows(sessions, WebhookDelivery) == 1
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(
+    workbench: Workbench, sessions: SessionFactory, job: Job
+) -> None:
+    """The database has committed, the worker cannot know; its second try finds the attempt ended."""
+    armed: list[bool] = []
+
+    def commit_and_cut(connection: Connection, _: int) -> bool:
+        if armed and is_published(connection):
+            connection.connection.dbapi_connection.commit()  # type: ignore[union-attr]
+            armed.clear()
+            return True
+        return False
+
+    def is_published(connection: Connection) -> bool:
+        return connection.scalar(select(Step.state)) == StepState.DONE
+
+    with failing_commits(sessions, commit_and_cut):
+        workbench.run(lambda: armed.append(True))
+    assert armed == []
+    assert read_job(sessions, job).state == JobState.SUCCEEDED
+    assert told(sessions, "state") == ["queued", "running", "succeeded"]
+    assert count_rows(sessions, WebhookDelivery) == 1
