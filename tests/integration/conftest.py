@@ -26,7 +26,7 @@ from shared.config import Settings
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep, Lease
-from shared.models import Base, Job, JobState, Step, StepKind, Tenant, Worker, create_id
+from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, Tenant, Worker, create_id
 from shared.storage import Storage
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 
@@ -120,6 +120,14 @@ def read_steps(sessions: SessionFactory, job: Job) -> list[Step]:
         return list(session.scalars(select(Step).where(Step.job_id == job.id).order_by(Step.ordinal)))
 
 
+def told(sessions: SessionFactory, kind: str) -> list[str]:
+    """What the events of a kind say, in their order, of all jobs there are."""
+    key = {"state": "state", "attempt": "outcome"}[kind]
+    with sessions() as session:
+        wanted = select(JobEvent.data[key].as_string()).where(JobEvent.type == kind).order_by(JobEvent.id)
+        return list(session.scalars(wanted))
+
+
 def older(lease: Lease) -> Lease:
     return Lease(step_id=lease.step_id, attempt=lease.attempt - 1)
 
@@ -149,6 +157,13 @@ def api(settings: Settings, storage: Storage, api_key: str) -> Iterator[TestClie
     """A client of the tenant under test; `storage` is there so that the bucket is."""
     with serve(settings, key=api_key) as client:
         yield client
+
+
+@pytest.fixture
+def job(submit: Submit, sessions: SessionFactory) -> Job:
+    """A job with a real image, and a receiver to tell."""
+    submit(webhook_url="https://receiver.example")
+    return read_only(sessions, Job)
 
 
 @pytest.fixture

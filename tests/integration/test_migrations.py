@@ -1,0 +1,120 @@
+"""Migrations on a real database: complete, reversible, safe to start twice, and never a stall for the service."""
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+
+import alembic.command
+import psycopg
+import pytest
+from alembic.script import ScriptDirectory
+from psycopg import sql
+from sqlalchemy import create_engine, inspect, make_url, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from cli.servers import Servers
+from shared import db
+from shared.models import Base
+
+
+@pytest.fixture
+def empty_database(servers: Servers) -> Iterator[str]:
+    """The URL of a database in which nothing is."""
+    url = make_url(servers.postgres.url)
+    name = sql.Identifier(f"empty_{uuid.uuid4().hex}")
+    with psycopg.connect(
+        url.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True
+    ) as server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        yield url.set(database=name.as_string().strip('"')).render_as_string(hide_password=False)
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def tables(url: str) -> set[str]:
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        return set(inspect(connection).get_table_names()) - {"alembic_version"}
+
+
+def revision(url: str) -> str | None:
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return found
+
+
+def head(url: str) -> str | None:
+    return ScriptDirectory.from_config(db.migration_config(url)).get_current_head()
+
+
+def test_an_empty_database_gets_every_table(empty_database: str) -> None:
+    db.upgrade(empty_database)
+    assert tables(empty_database) == set(Base.metadata.tables)
+    assert revision(empty_database) == head(empty_database)
+
+
+def test_migrating_again_changes_nothing(empty_database: str) -> None:
+    db.upgrade(empty_database)
+    db.upgrade(empty_database)
+    assert revision(empty_database) == head(empty_database)
+
+
+def test_the_migrations_make_what_the_models_say(empty_database: str) -> None:
+    """Raises when autogenerate would write another migration."""
+    db.upgrade(empty_database)
+    alembic.command.check(db.migration_config(empty_database))
+
+
+def test_what_the_models_say_is_what_the_migrations_make(empty_database: str, database_url: str) -> None:
+    """Autogenerate does not see checks and conditions of indexes; these are compared as the database has them."""
+    engine = create_engine(empty_database, poolclass=NullPool)
+    Base.metadata.create_all(engine)
+    assert rules(empty_database) == rules(database_url)
+
+
+def rules(url: str) -> set[tuple[str, ...]]:
+    """Every constraint, index and column of our tables, in the words of PostgreSQL."""
+    queries = (
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace AND contype <> 'n'",
+        "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+        "SELECT table_name, column_name, concat_ws(' ', data_type, character_maximum_length, is_nullable,"
+        " column_default, is_identity) FROM information_schema.columns WHERE table_schema = 'public'",
+    )
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        found = {tuple(row) for query in queries for row in connection.execute(text(query))}
+    return {row for row in found if row[0] != "alembic_version"}
+
+
+def test_there_is_a_way_back_and_forth_again(empty_database: str) -> None:
+    db.upgrade(empty_database)
+    before = rules(empty_database)
+    alembic.command.downgrade(db.migration_config(empty_database), "base")
+    assert tables(empty_database) == set()
+    db.upgrade(empty_database)
+    assert rules(empty_database) == before
+
+
+def test_history_has_one_end(empty_database: str) -> None:
+    assert len(ScriptDirectory.from_config(db.migration_config(empty_database)).get_heads()) == 1
+
+
+def test_two_processes_that_migrate_at_once_migrate_once(empty_database: str) -> None:
+    migrate = [sys.executable, "-c", "import sys; from shared import db; db.upgrade(sys.argv[1])", empty_database]
+    running = [subprocess.Popen(migrate, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in running]
+    assert ended == [("", 0)] * 2
+    assert tables(empty_database) == set(Base.metadata.tables)
+
+
+def test_a_migration_gives_up_on_a_table_in_use_rather_than_stall_all_who_come_after_it(empty_database: str) -> None:
+    db.upgrade(empty_database)
+    engine = create_engine(empty_database, poolclass=NullPool)
+    with engine.connect() as reader:
+        reader.execute(text("SELECT count(*) FROM jobs"))  # its lock lasts as long as its transaction
+        with pytest.raises(OperationalError, match="lock timeout"):
+            alembic.command.downgrade(db.migration_config(empty_database), "base")
+    assert tables(empty_database) == set(Base.metadata.tables), "a part of it was kept"
