@@ -104,6 +104,6 @@ def _find_processes(gpu: ElementTree.Element) -> Iterator[GpuProcess]:
         if pid.isdigit():
             yield GpuProcess(
                 pid=int(pid),
-                name=process.findtext("process_name", "unknown"),
+                name=process.findtext("process_name") or "unnamed",  # empty for those of other containers
                 memory=process.findtext("used_memory", "unknown"),
             )
