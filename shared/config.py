@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import pydantic_settings
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -142,11 +143,14 @@ def load_settings() -> Settings:
     """Read the environment; raises SettingsError naming the variable that is wrong."""
     groups = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     for variable in os.environ:
-        known = variable in CLIENT_VARIABLES or variable.split("__", 1)[0] in groups
-        if variable.startswith(PREFIX) and not known:
+        name = variable.upper()  # in either case it would be read
+        if name.startswith(PREFIX) and name not in CLIENT_VARIABLES and name.split("__", 1)[0] not in groups:
             raise SettingsError(f"{variable} names no setting of Maskline")
     try:
         return Settings()
+    except pydantic_settings.SettingsError as error:
+        group = next(name for name in Settings.model_fields if f'"{name}"' in str(error)).upper()
+        raise SettingsError(f"{PREFIX}{group}…: is not JSON, as lists and whole groups are given: {error}") from error
     except ValidationError as error:
         lines = (f"{PREFIX}{'__'.join(str(part) for part in e['loc']).upper()}: {e['msg']}" for e in error.errors())
         raise SettingsError("; ".join(lines)) from error
