@@ -1,29 +1,38 @@
-"""`python -m bench NAME` runs a benchmark; without a name, lists them.
+"""`python -m bench NAME [ARGS…]` runs a benchmark; without a name, lists them.
 
-A benchmark is a module of this folder with a docstring and a function `run()`. It prints what it measured and on what
-machine; none is part of the tests, because a time is not a promise.
+A benchmark is a module of this folder that can be run, with a docstring that says what it measures. It prints what it
+measured and on what machine; none is part of the tests, because a time is not a promise.
 """
 
-import importlib
-import pkgutil
+import ast
+import runpy
 import sys
+from pathlib import Path
 
-import bench
+
+def find_benchmarks() -> dict[str, str]:
+    """Their names, and the first line of what each says of itself."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        source = path.read_text()
+        if "__main__" in source:
+            found[path.stem] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return found
 
 
 def main(arguments: list[str]) -> int:
-    names = sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if not module.name.startswith("_"))
-    if not names:
+    benchmarks = find_benchmarks()
+    if arguments and arguments[0] in benchmarks:
+        sys.argv[1:] = arguments[1:]
+        runpy.run_module(f"bench.{arguments[0]}", run_name="__main__", alter_sys=True)
+        return 0
+    if not benchmarks:
         print("There is no benchmark yet: each comes with the part it measures.")
-        return 0 if not arguments else 2
-    if len(arguments) != 1 or arguments[0] not in names:
-        print("python -m bench NAME, where NAME is one of:")
-        for name in names:
-            purpose = (importlib.import_module(f"bench.{name}").__doc__ or "").strip().partition("\n")[0]
+    else:
+        print("python -m bench NAME [ARGS…], where NAME is one of:")
+        for name, purpose in benchmarks.items():
             print(f"  {name:<12} {purpose}")
-        return 0 if not arguments else 2
-    importlib.import_module(f"bench.{arguments[0]}").run()
-    return 0
+    return 2 if arguments else 0
 
 
 if __name__ == "__main__":
