@@ -1,5 +1,6 @@
 """Tiny checkpoints of every architecture, written as the real ones are and read by the same code."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,15 @@ Sources = dict[str, tuple[str, str | None]]
 @pytest.fixture(scope="session", autouse=True)
 def _no_progress_bars() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, which on a busy machine wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
