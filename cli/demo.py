@@ -20,9 +20,9 @@ from cli import downloads
 from cli.access import Access, read_stack
 from cli.client import Client, Json
 from cli.failures import FAILED
+from cli.local.stack import Stack
 from cli.picture import draw_comparison
 from cli.receiver import Message, run_receiver
-from cli.stack import Stack
 from shared.inference import masks
 from shared.inference.demo.scenes import Scene, draw_scene
 from shared.inference.labels import DEMO

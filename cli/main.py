@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from cli import database, jobs, models, options
-from cli.child import StackError
 from cli.failures import FAILED, MISUSED, Failure
+from cli.local.child import StackError
 
 app = typer.Typer(
     name="maskline",
@@ -69,7 +69,7 @@ def up(
 
     It needs neither root nor containers, keeps its data in the data folder, and drains on Ctrl-C.
     """
-    from cli.up import run_stack
+    from cli.local.up import run_stack
 
     raise typer.Exit(run_stack(data, port=port, gpu_workers=gpu_workers))
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 from sqlalchemy.orm import Session
 
-from cli.servers import Servers, run_servers
+from cli.local.servers import Servers, run_servers
 from shared import db, tenants
 from shared.broker import Hints
 from shared.config import PREFIX, Broker, Database, Settings

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from cli.stack import Stack
+from cli.local.stack import Stack
 from shared import config
 from shared.inference.demo.scenes import draw_scene
 from shared.storage import Storage

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from cli.servers import Servers
+from cli.local.servers import Servers
 from shared import db
 from shared.models import Base
 

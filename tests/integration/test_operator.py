@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from cli import main
 from cli.doctor import examine_database, examine_redis, examine_storage
-from cli.servers import Servers
+from cli.local.servers import Servers
 from shared import tenants
 from shared.config import Settings
 from shared.db import SessionFactory

@@ -23,11 +23,11 @@ from mypy_boto3_s3 import S3Client
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cli.child import StackError
-from cli.folder import claim_folder
-from cli.postgres import Postgres
-from cli.server import Server
-from cli.servers import ObjectStore, Redis, Servers, run_servers
+from cli.local.child import StackError
+from cli.local.folder import claim_folder
+from cli.local.postgres import Postgres
+from cli.local.server import Server
+from cli.local.servers import ObjectStore, Redis, Servers, run_servers
 
 BUCKET = "promises"
 END_SECONDS = 15
@@ -35,7 +35,7 @@ PART_BYTES = 5 * 2**20
 OWNER = """
 import json, os, sys, time
 from pathlib import Path
-from cli.servers import run_servers
+from cli.local.servers import run_servers
 with run_servers(Path(sys.argv[1]), durable=False) as servers:
     pids = {server.name: server.pid for server in servers.all()}
     print(json.dumps(pids | {"keeper": servers.folder.keeper_pid}), flush=True)

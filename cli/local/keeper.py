@@ -8,7 +8,7 @@ shorter, but follows the thread that forked rather than the process, is lost whe
 import sys
 from pathlib import Path
 
-from cli.child import stop_leftovers
+from cli.local.child import stop_leftovers
 
 
 def keep() -> None:

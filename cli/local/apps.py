@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from cli.child import Child, Command, StackError, describe_exit
-from cli.folder import PACKAGES
-from cli.server import HOST
+from cli.local.child import Child, Command, StackError, describe_exit
+from cli.local.folder import PACKAGES
+from cli.local.server import HOST
 
 READY_SECONDS = 180.0
 POLL_SECONDS = 0.1

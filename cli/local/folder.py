@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cli.child import StackError, stop_leftovers
+from cli.local.child import StackError, stop_leftovers
 
 # Below what the kernel hands to outgoing connections (Linux from 32768, others higher): a client that keeps trying to
 # reach a stopped server must not be given the server's own port as its source, which would take it, or even connect
 # to itself.
 PORTS = range(20_000, 32_768)
 KEEPER_SECONDS = 40.0
-PACKAGES = Path(__file__).resolve().parent.parent
+PACKAGES = Path(__file__).resolve().parents[2]
 
 
 class DataFolder:
@@ -37,7 +37,7 @@ class DataFolder:
         self._lock = lock
         self._file = path / "remembered.json"
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "cli.keeper", str(path)],
+            [sys.executable, "-m", "cli.local.keeper", str(path)],
             cwd=PACKAGES,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from cli.child import Command
-from cli.folder import DataFolder, claim_folder
-from cli.postgres import Postgres
-from cli.server import HOST, Server, find_program, plain_environment
+from cli.local.child import Command
+from cli.local.folder import DataFolder, claim_folder
+from cli.local.postgres import Postgres
+from cli.local.server import HOST, Server, find_program, plain_environment
 
 BUCKET = "maskline"
 

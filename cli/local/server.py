@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from cli.child import Child, Command, StackError
-from cli.folder import DataFolder, is_free
+from cli.local.child import Child, Command, StackError
+from cli.local.folder import DataFolder, is_free
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0

@@ -1,6 +1,6 @@
 """The local stack: servers, migrations, a tenant with its key, and the application, under one owner.
 
-`Stack` is for Python (the demo and the acceptance tests start, kill and restart its processes); `cli/up.py` puts it on
+`Stack` is for Python (the demo and the acceptance tests start, kill and restart its processes); `up.py` puts it on
 a terminal. Whatever ends unasked is started again; whatever was stopped by name stays down until it is started.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cli.apps import DRAIN_SECONDS, App, answers, api_arguments, app_environment, worker_arguments
-from cli.child import Child, StackError, describe_exit
-from cli.folder import DataFolder, claim_folder, write_private
-from cli.server import HOST
-from cli.servers import Servers, make_servers
+from cli.local.apps import DRAIN_SECONDS, App, answers, api_arguments, app_environment, worker_arguments
+from cli.local.child import Child, StackError, describe_exit
+from cli.local.folder import DataFolder, claim_folder, write_private
+from cli.local.server import HOST
+from cli.local.servers import Servers, make_servers
 
 if TYPE_CHECKING:
     from shared.db import SessionFactory

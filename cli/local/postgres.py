@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from cli.child import Command, StackError
-from cli.server import HOST, Server, plain_environment
+from cli.local.child import Command, StackError
+from cli.local.server import HOST, Server, plain_environment
 
 NAME = "maskline"
 """Of the database and its user."""

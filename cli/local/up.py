@@ -10,9 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from cli.child import StackError
-from cli.logs import Follower
-from cli.stack import Stack
+from cli.local.child import StackError
+from cli.local.logs import Follower
+from cli.local.stack import Stack
 from shared.config import SettingsError, load_settings
 
 APPS = ("api", "upkeep", "io0")
