@@ -99,6 +99,8 @@ def evaluate(
         print(json.dumps({"label_space": label_space, "mode": mode, **_describe(outcome, pairs)}, indent=1))
     else:
         _print_scores(outcome.scores, origin=_name_origin(mode, outcome.model, masks))
+        if mode:
+            _print_published(mode)
     if outcome.failed:
         raise typer.Exit(FAILED)
 
@@ -217,6 +219,15 @@ def _print_scores(scores: "Scores", *, origin: str) -> None:
     print(f"\n{scores.images} images, {scores.pixels} labeled pixels; {origin}")
     for name, value in _name_means(scores):
         print(f"{name:<15} {_percent(value):>6} %")
+
+
+def _print_published(mode: str) -> None:
+    """What somebody else measured, on what and how: a score is only as comparable as these are alike."""
+    from cli.engine import choose_mode
+
+    quality = choose_mode(mode).quality
+    if quality.miou:
+        print(f"published: mIoU {quality.miou} % on {quality.benchmark} ({quality.note})")
 
 
 def _name_means(scores: "Scores") -> Iterator[tuple[str, float | None]]:

@@ -1,6 +1,7 @@
 """`maskline evaluate` pairs files by name, scores them as the metrics do, and says what it could not compare."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from shared.inference.engine import Engine
 from shared.inference.masks import encode_mask
 from shared.inference.metrics import PROTOCOLS, Tally
+from shared.inference.modes import MODES, Quality
 from tests.unit.cli.conftest import Maskline
 from tests.unit.cli.scenes import write_scenes
 
@@ -31,7 +33,7 @@ def figures(scored: dict[str, Any]) -> dict[str, float]:
 def test_the_demo_mode_on_unseen_scenes_scores_what_a_direct_computation_gives(
     maskline: Maskline, folder: Path
 ) -> None:
-    scenes = write_scenes(folder, count=6)
+    scenes = write_scenes(folder, count=4)
     done = maskline(*DEMO, "--json")
     assert (done.status, done.err) == (0, "")
     scored = json.loads(done.out)
@@ -43,7 +45,7 @@ def test_the_demo_mode_on_unseen_scenes_scores_what_a_direct_computation_gives(
     direct = tally.score()
     assert scored["miou"] == direct.miou
     assert scored["boundary_f"] == direct.boundary_f
-    assert (scored["images"], scored["pixels"]) == (6, sum(scene.labels.size for scene in scenes.values()))
+    assert (scored["images"], scored["pixels"]) == (4, sum(scene.labels.size for scene in scenes.values()))
     sky = [(scene.labels == 1, masks[name] == 1) for name, scene in scenes.items()]
     union = sum(int((true | found).sum()) for true, found in sky)
     assert figures(scored)["sky"] == pytest.approx(sum(int((true & found).sum()) for true, found in sky) / union)
@@ -63,6 +65,17 @@ def test_people_get_a_table(maskline: Maskline, folder: Path) -> None:
     assert ["pixel", "accuracy", "75.00", "%"] in lines
     assert ["1", "images,", "4", "labeled", "pixels;", "masks", "in", "masks"] in lines
     assert "7 classes occur in neither truth nor masks, and count in no mean" in done.out
+
+
+def test_beside_a_modes_score_stands_what_was_published_for_it(
+    maskline: Maskline, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = Quality("generated scenes", 12.5, "upside down")
+    monkeypatch.setitem(MODES, "demo", replace(MODES["demo"], quality=published))
+    write_scenes(folder, count=1)
+    done = maskline(*DEMO, "--input-size", "64")
+    assert done.status == 0
+    assert done.out.endswith("\npublished: mIoU 12.5 % on generated scenes (upside down)\n")
 
 
 def test_masks_that_are_made_already_are_scored_without_a_model(maskline: Maskline, folder: Path) -> None:

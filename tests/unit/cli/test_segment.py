@@ -40,6 +40,17 @@ def test_json_is_one_object_per_image_with_what_made_its_mask(maskline: Maskline
         assert (picture.mode, picture.size) == ("RGB", (320, 240))
 
 
+def test_on_a_terminal_a_bar_shows_the_image_in_hand_and_the_output_stays_as_it_is(
+    maskline: Maskline, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    write_scenes(folder, count=1)
+    done = maskline("segment", "images", "-m", "demo", "--input-size", "64")
+    assert done.out == "masks/a.png\n"
+    assert "0/1" in done.err
+    assert "a.png" in done.err
+
+
 def test_bad_files_are_named_and_keep_no_other_back(maskline: Maskline, folder: Path) -> None:
     write_scenes(folder, count=2)
     (folder / "images" / "a.png").write_bytes((folder / "images" / "a.png").read_bytes()[:3000])
