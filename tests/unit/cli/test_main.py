@@ -14,7 +14,7 @@ JOB = "019a0b52-7c1e-7d0a-9c55-3f1f0a0f4b11"
 NOWHERE = ("--url", "http://127.0.0.1:1", "--api-key", "mk_test")
 COMMANDS = (
     (), ("up",), ("demo",), ("migrate",), ("doctor",), ("submit",), ("jobs",), ("status",), ("result",), ("cancel",),
-    ("keys", "create"), ("models", "list"), ("models", "pull"),
+    ("keys", "create"), ("models", "list"), ("models", "pull"), ("segment",), ("evaluate",),
 )  # fmt: skip
 
 

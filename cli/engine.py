@@ -1,0 +1,51 @@
+"""The inference core in this process: made of a worker's settings, for the commands that need no service."""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from cli.failures import Failure, Misuse
+
+if TYPE_CHECKING:
+    from shared.inference.engine import Engine
+    from shared.inference.modes import Mode
+
+INPUT_SIZES = (32, 4096)
+"""As the service takes them (shared.contract)."""
+
+
+def require_core() -> None:
+    """Failure unless the packages that read images and make masks are installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("numpy", "PIL", "torch", "transformers")):
+        raise Failure("masks need the worker's packages, which are not installed here: pip install 'maskline[worker]'")
+
+
+def choose_mode(name: str) -> "Mode":
+    from shared.inference.modes import MODES
+
+    if name not in MODES:
+        raise Misuse(f"there is no mode {name}; the modes are {', '.join(MODES)}")
+    return MODES[name]
+
+
+def open_engine() -> "Engine":
+    """No model is loaded yet."""
+    from cli.access import load_service_settings
+    from shared.inference.engine import Engine
+
+    settings = load_service_settings()
+    try:
+        return Engine(
+            device=settings.worker.device,
+            sources={name: (each.source, each.revision) for name, each in settings.models.sources().items()},
+            cache_folder=settings.models.cache_folder,
+            offline=settings.models.offline,
+        )
+    except ValueError as error:
+        raise Failure(f"MASKLINE_WORKER__DEVICE: {error}") from error
+
+
+def load_pixel_limit() -> int:
+    """How large an image a worker would take."""
+    from cli.access import load_service_settings
+
+    return load_service_settings().worker.image_pixels
