@@ -32,9 +32,7 @@ def structured_queries(
     return QueryLogits(masks=masks, classes=classes)
 
 
-def random_queries(
-    height: int, width: int, *, queries: int = 100, channels: int = 150, seed: int = 0
-) -> QueryLogits:
+def random_queries(height: int, width: int, *, queries: int = 100, channels: int = 150, seed: int = 0) -> QueryLogits:
     """White noise of the same shapes."""
     generator = torch.Generator().manual_seed(seed)
     return QueryLogits(

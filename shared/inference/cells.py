@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shared.inference.sampling import MAX_RUN, Axis, axis
 from shared.inference.scores import Bytes, Flags, Indices, Scores
@@ -27,6 +29,9 @@ MIN_CELL_PIXELS = 6
 """Smaller cells are computed straight away: judging one costs as much as four of its pixels."""
 PROBES = 64
 """Cells of a band judged first, to see whether judging the others would pay."""
+
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,11 @@ def _bands(planes: torch.Tensor, rows: Axis, columns: Axis) -> list[_Band]:
 def _paint(planes: torch.Tensor, band: _Band, scores: Scores, canvas: _Canvas) -> None:
     samples = _samples(planes, band)
     low, high = _block_ranges(band, samples)
-    blocks = low.shape[:2]
+    blocks = (low.shape[0], low.shape[1])
     verdict = scores.judge_range(low.flatten(0, 1), high.flatten(0, 1))
-    channel, confidence, certain, block = (
-        field.reshape(blocks).repeat(BLOCK, 0).repeat(BLOCK, 1)[: len(band.runs), : band.columns.runs]
-        for field in (verdict.channel, verdict.confidence, verdict.certain, np.arange(len(verdict.channel)))
-    )
-    cells, may_win = np.stack(np.nonzero(~certain), axis=1), verdict.may_win
+    channel, confidence = (_to_cells(field, blocks, band) for field in (verdict.channel, verdict.confidence))
+    block = _to_cells(np.arange(len(verdict.channel)), blocks, band)
+    cells, may_win = np.stack(np.nonzero(~verdict.certain[block]), axis=1), verdict.may_win
     if len(cells):
         owner = block[cells[:, 0], cells[:, 1]]
         # Neighbours are judged together, as they have the same few channels to choose from.
@@ -129,6 +132,12 @@ def _paint(planes: torch.Tensor, band: _Band, scores: Scores, canvas: _Canvas) -
         _magnify(confidence, band, canvas.confidence)
     for group in _of_equal_shape(band, cells):
         _paint_pixels(samples, band, scores, cells[group], may_win[group], canvas)
+
+
+def _to_cells(field: NDArray[Number], blocks: tuple[int, int], band: _Band) -> NDArray[Number]:
+    """What holds for each block, for each of its cells: (cells down, cells across)."""
+    repeated = field.reshape(blocks).repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+    return np.ascontiguousarray(repeated[: len(band.runs), : band.columns.runs])
 
 
 def _samples(planes: torch.Tensor, band: _Band) -> torch.Tensor:
@@ -142,7 +151,8 @@ def _block_ranges(band: _Band, samples: torch.Tensor) -> tuple[torch.Tensor, tor
     """The lowest and the highest value in every block: (blocks down, blocks across, V) each."""
     grid = samples.view(-1, band.sample_columns, samples.shape[1])
     low, high = grid, grid
-    for dim, line, runs, origin in ((0, band.rows, band.runs, band.top), (1, band.columns, range(band.columns.runs), 0)):
+    lines = ((band.rows, band.runs, band.top), (band.columns, range(band.columns.runs), 0))
+    for dim, (line, runs, origin) in enumerate(lines):
         starts = line.starts[runs.start : runs.stop : BLOCK]
         ends = line.starts[np.minimum(np.arange(runs.start, runs.stop, BLOCK) + BLOCK, runs.stop)]
         first, last = line.lower[starts] - origin, line.upper[ends - 1] - origin
@@ -171,7 +181,8 @@ def _judge_cells(
     confidence: Bytes,
 ) -> tuple[Indices, Flags]:
     """Judge cells (cells, 2) by their corner pixels, write down what is certain, and return the others."""
-    pixels = (np.diff(band.rows.starts)[cells[:, 0] + band.runs.start] * np.diff(band.columns.starts)[cells[:, 1]]).mean()
+    heights, widths = _shapes(band, cells)
+    pixels = (heights * widths).mean()
     if pixels < MIN_CELL_PIXELS:
         return cells, may_win
     if len(cells) > 2 * PROBES:
@@ -181,13 +192,18 @@ def _judge_cells(
             return cells, may_win
     left = []
     for part in _chunks(len(cells), 4 * samples.shape[1]):
-        narrowed, values = scores.narrow(may_win[part].any(axis=0))
+        narrowed, values = scores.narrow(np.logical_or.reduce(may_win[part]))
         verdict = narrowed.judge_corners(_interpolate(samples, band, *_corner_pixels(band, cells[part]), values))
         row, column = cells[part][verdict.certain].T
         channel[row, column] = verdict.channel[verdict.certain]
         confidence[row, column] = verdict.confidence[verdict.certain]
         left.append((cells[part][~verdict.certain], verdict.may_win[~verdict.certain]))
     return np.concatenate([part for part, _ in left]), np.concatenate([part for _, part in left])
+
+
+def _shapes(band: _Band, cells: Indices) -> tuple[Indices, Indices]:
+    """How many pixel rows and columns each cell has."""
+    return np.diff(band.rows.starts)[cells[:, 0] + band.runs.start], np.diff(band.columns.starts)[cells[:, 1]]
 
 
 def _chunks(count: int, floats_each: int) -> Iterator[slice]:
@@ -208,7 +224,7 @@ def _corner_pixels(band: _Band, cells: Indices) -> tuple[Indices, Indices]:
 def _interpolate(
     samples: torch.Tensor, band: _Band, rows: Indices, columns: Indices, values: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The values where m pixel rows cross n pixel columns in each cell: (cells, m × n, V); `values` takes some alone."""
+    """The values where m pixel rows cross n pixel columns of each cell, (cells, m × n, V); only `values`, if given."""
     above, below = ((side[rows[:, 0]] - band.top) * band.sample_columns for side in (band.rows.lower, band.rows.upper))
     left, right = band.columns.lower[columns[:, 0]], band.columns.upper[columns[:, 0]]
     index = np.stack([above + left, above + right, below + left, below + right], axis=1)
@@ -230,8 +246,7 @@ def _magnify(cells: Bytes, band: _Band, plane: Bytes) -> None:
 
 def _of_equal_shape(band: _Band, cells: Indices) -> Iterator[Indices]:
     """Split cells (cells, 2) into groups with as many pixel rows and columns each."""
-    heights = np.diff(band.rows.starts)[cells[:, 0] + band.runs.start]
-    widths = np.diff(band.columns.starts)[cells[:, 1]]
+    heights, widths = _shapes(band, cells)
     shape = heights * (MAX_RUN + 1) + widths
     for value in np.unique(shape):
         yield np.flatnonzero(shape == value)
@@ -245,7 +260,7 @@ def _paint_pixels(
     down, across = int(np.ptp(all_rows[0])) + 1, int(np.ptp(all_columns[0])) + 1
     for part in _chunks(len(cells), samples.shape[1] * down * across):
         rows, columns = all_rows[part, :1] + np.arange(down), all_columns[part, :1] + np.arange(across)
-        narrowed, values = scores.narrow(may_win[part].any(axis=0))
+        narrowed, values = scores.narrow(np.logical_or.reduce(may_win[part]))
         points = _interpolate(samples, band, rows, columns, values).flatten(0, 1)
         channel, confidence = narrowed.judge_points(points)
         place = (rows[:, :, None] * canvas.channels.shape[1] + columns[:, None, :]).ravel()

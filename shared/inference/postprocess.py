@@ -7,6 +7,7 @@ elsewhere.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -101,5 +102,12 @@ def _winners(
             else QueryScores.of(weights, confidence=confidence)
         )
         return label_cells(planes, scores, size=size, checkpoint=checkpoint)
-    channels, shares = label_tiles(planes, weights, size=size, confidence=confidence, checkpoint=checkpoint)
+    if planes.device.type == "cuda" and find_spec("triton") is not None:
+        # Triton comes with torch for CUDA alone, and loading it takes a second that others need not spend.
+        from shared.inference.triton_masks import label_fused
+
+        checkpoint()
+        channels, shares = label_fused(planes, weights, size=size, confidence=confidence)
+    else:
+        channels, shares = label_tiles(planes, weights, size=size, confidence=confidence, checkpoint=checkpoint)
     return channels.cpu().numpy(), None if shares is None else shares.cpu().numpy()

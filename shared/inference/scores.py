@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-ROUNDING = 2e-5
+_MARGIN = np.float32(2e-5)
 """Scores this close, relative to the larger, may be in either order after single-precision sums of 100 terms."""
 
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 Indices = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,13 @@ class QueryScores:
         winner = least[:, :count].argmax(axis=1)
         floor, ceiling = _pick(least, winner), _pick(most, winner)
         # Written so that a NaN leaves its area uncertain.
-        contenders = ~(most[:, :count] < (floor * (1 - ROUNDING))[:, None])
+        contenders = ~(most[:, :count] < (floor * (1 - _MARGIN))[:, None])
         certain = contenders.sum(axis=1) == 1
         confidence = _nothing(winner)
         if self.confidence:
             others_least, others_most = least[:, -1] - floor, most[:, -1] - ceiling
-            confidence = _to_byte(_share(floor, floor + others_most) - ROUNDING)
-            certain &= confidence == _to_byte(_share(ceiling, ceiling + others_least) + ROUNDING)
+            confidence = _to_byte(_share(floor, floor + others_most) - _MARGIN)
+            certain &= confidence == _to_byte(_share(ceiling, ceiling + others_least) + _MARGIN)
         may_win = _among(contenders, self.channels, self.count)
         return Verdict(self.channels[winner].astype(np.uint8), confidence, certain, may_win)
 
@@ -141,7 +142,8 @@ class PixelScores:
         # as they are. This decides more than the ranges of both would.
         champion = np.take_along_axis(values, winner[:, None, None], axis=2)
         low, high = _range(corners) if self.confidence else (corners, corners)
-        return self._verdict(winner, ~(values < champion).all(axis=1), low, high)
+        behind: Flags = np.logical_and.reduce(values < champion, axis=1)
+        return self._verdict(winner, ~behind, low, high)
 
     def judge_points(self, values: torch.Tensor) -> tuple[Bytes, Bytes]:
         winner = values.numpy().argmax(axis=1)
@@ -162,10 +164,10 @@ class PixelScores:
             index = torch.from_numpy(winner)[:, None]
             floor, ceiling = low.gather(1, index), high.gather(1, index)
             # The winner at its worst against the others at their best, and the other way round.
-            worst = (high.scatter(1, index, floor) - floor).exp().sum(dim=1).reciprocal().numpy()
-            best = (low.scatter(1, index, ceiling) - ceiling).exp().sum(dim=1).reciprocal().numpy()
-            confidence = _to_byte(worst - ROUNDING)
-            certain &= confidence == _to_byte(best + ROUNDING)
+            worst: Floats = (high.scatter(1, index, floor) - floor).exp().sum(dim=1).reciprocal().numpy()
+            best: Floats = (low.scatter(1, index, ceiling) - ceiling).exp().sum(dim=1).reciprocal().numpy()
+            confidence = _to_byte(worst - _MARGIN)
+            certain &= confidence == _to_byte(best + _MARGIN)
         may_win = _among(contenders, self.channels, self.count)
         return Verdict(self.channels[winner].astype(np.uint8), confidence, certain, may_win)
 
@@ -191,13 +193,14 @@ def _nothing(winner: Indices) -> Bytes:
     return np.zeros(len(winner), dtype=np.uint8)
 
 
-def _pick(table: NDArray[np.float32], column: Indices) -> NDArray[np.float32]:
+def _pick(table: Floats, column: Indices) -> Floats:
     return table[np.arange(len(column)), column]
 
 
-def _share(part: NDArray[np.float32], total: NDArray[np.float32]) -> NDArray[np.float32]:
-    return part / np.maximum(total, np.finfo(np.float32).tiny)
+def _share(part: Floats, total: Floats) -> Floats:
+    return np.divide(part, np.maximum(total, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
-def _to_byte(share: NDArray[np.float32]) -> Bytes:
-    return np.rint(np.nan_to_num(share).clip(0, 1) * 255).astype(np.uint8)
+def _to_byte(share: Floats) -> Bytes:
+    rounded: Floats = np.rint(np.nan_to_num(share).clip(0, 1) * 255)
+    return rounded.astype(np.uint8)

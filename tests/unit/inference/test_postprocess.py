@@ -56,9 +56,7 @@ def by_tiles(prediction: Prediction, size: Size) -> NDArray[np.uint8]:
     weights = None
     if isinstance(prediction, QueryLogits):
         weights = prediction.classes.float().softmax(dim=-1)[:, :-1]
-    channels, _ = label_tiles(
-        planes_of(prediction), weights, size=size, confidence=False, checkpoint=lambda: None
-    )
+    channels, _ = label_tiles(planes_of(prediction), weights, size=size, confidence=False, checkpoint=lambda: None)
     return channels.numpy()
 
 
@@ -287,9 +285,7 @@ def test_a_checkpoint_can_stop_between_bands(monkeypatch: pytest.MonkeyPatch) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        label(
-            random_prediction("pixels", height=40), size=(100, 100), channel_offset=0, checkpoint=stop_at_third
-        )
+        label(random_prediction("pixels", height=40), size=(100, 100), channel_offset=0, checkpoint=stop_at_third)
     assert calls == 3
 
 
