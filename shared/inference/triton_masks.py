@@ -18,7 +18,7 @@ QUERIES = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
-def _label_kernel(
+def _label_kernel(  # type: ignore[no-untyped-def]
     planes,
     weights,
     channels_out,
@@ -34,14 +34,14 @@ def _label_kernel(
     plane_size,
     values,
     count,
-    WITH_QUERIES: tl.constexpr,
-    WITH_CONFIDENCE: tl.constexpr,
-    PIXELS: tl.constexpr,
-    STEP: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+    with_queries: tl.constexpr,
+    with_confidence: tl.constexpr,
+    pixels: tl.constexpr,
+    depth: tl.constexpr,
+    width_of_scores: tl.constexpr,
+):
     row = tl.program_id(1)
-    column = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    column = tl.program_id(0) * pixels + tl.arange(0, pixels)
     inside = column < width
     left = tl.load(column_lower + column, mask=inside, other=0)
     right = tl.load(column_upper + column, mask=inside, other=0)
@@ -49,11 +49,11 @@ def _label_kernel(
     above = tl.load(row_lower + row) * sample_columns
     below = tl.load(row_upper + row) * sample_columns
     down = tl.load(row_weight + row)
-    numbers = tl.arange(0, CHANNELS)
-    if WITH_QUERIES:
-        scores = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
-        for first in range(0, values, STEP):
-            step = first + tl.arange(0, STEP)
+    numbers = tl.arange(0, width_of_scores)
+    if with_queries:
+        scores = tl.zeros((pixels, width_of_scores), dtype=tl.float32)
+        for first in range(0, values, depth):
+            step = first + tl.arange(0, depth)
             some = step < values
             plane = planes + step.to(tl.int64)[None, :] * plane_size
             wanted = inside[:, None] & some[None, :]
@@ -82,9 +82,9 @@ def _label_kernel(
     winner = tl.argmax(scores, axis=1, tie_break_left=True)
     place = row.to(tl.int64) * width + column
     tl.store(channels_out + place, winner.to(tl.uint8), mask=inside)
-    if WITH_CONFIDENCE:
+    if with_confidence:
         best = tl.max(scores, axis=1)
-        if WITH_QUERIES:
+        if with_queries:
             total = tl.sum(tl.where((numbers < count)[None, :], scores, 0.0), axis=1)
             share = best / tl.maximum(total, 1e-37)
         else:
@@ -123,11 +123,11 @@ def label_fused(
         sample_rows * sample_columns,
         values,
         count,
-        WITH_QUERIES=weights is not None,
-        WITH_CONFIDENCE=confidence,
-        PIXELS=PIXELS,
-        STEP=QUERIES,
-        CHANNELS=max(16, triton.next_power_of_2(count)),
+        with_queries=weights is not None,
+        with_confidence=confidence,
+        pixels=PIXELS,
+        depth=QUERIES,
+        width_of_scores=max(16, triton.next_power_of_2(count)),
         num_warps=8,
     )
     return channels, shares

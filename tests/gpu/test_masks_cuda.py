@@ -11,7 +11,7 @@ from shared.inference.tiles import label_tiles
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 Prediction = PixelLogits | QueryLogits
-CASES = {
+CASES: dict[str, tuple[Prediction, tuple[int, int]]] = {
     "structured queries": (structured_queries(96, 172), (1920, 1080)),
     "random queries": (random_queries(64, 64), (300, 200)),
     "few queries": (random_queries(5, 7, queries=3, channels=2), (131, 77)),
