@@ -62,12 +62,12 @@ def random_pixels(height: int, width: int, *, channels: int, seed: int = 0) -> P
 
 
 def _regions(height: int, width: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """The cells nearest to `count` random points, seen through waves so that no border is straight: int64."""
+    """Which of `count` regions each place is in, int64: two parts each, with borders made wavy."""
     rows = torch.linspace(0, 1, height)[:, None] + 0.05 * _smooth_noise(height, width, 16, generator)
     columns = torch.linspace(0, 1, width)[None, :] + 0.05 * _smooth_noise(height, width, 16, generator)
-    points = torch.rand((count, 2), generator=generator)
+    points = torch.rand((2 * count, 2), generator=generator)
     distances = (rows - points[:, 0, None, None]) ** 2 + (columns - points[:, 1, None, None]) ** 2
-    return distances.argmin(dim=0)
+    return distances.argmin(dim=0) % count
 
 
 def _smooth_noise(height: int, width: int, knots: int, generator: torch.Generator) -> torch.Tensor:
