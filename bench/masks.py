@@ -157,7 +157,7 @@ def run(arguments: list[str] | None = None) -> None:
     for kind in options.input or INPUTS:
         for size in options.sizes or SIZES:
             rows.append(measure(kind, size, repeats=options.repeats, memory=not options.no_memory))
-            print(f"measured {kind} {rows[-1]['size']}", file=sys.stderr)
+            print(json.dumps(rows[-1]), file=sys.stderr)
     device, _ = describe_device(torch.device("cpu"))
     about = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     print(", ".join(f"{key} {value}" for key, value in about.items()), platform.platform(), sep=", ")
