@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,7 +141,7 @@ def _size(text: str) -> Size:
     return int(width), int(height or width)
 
 
-def run(arguments: list[str] | None = None) -> None:
+def run(arguments: Sequence[str] = ()) -> None:
     """Measure and print; the last line is one JSON object with --json."""
     parser = argparse.ArgumentParser(prog="python -m bench.masks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("sizes", nargs="*", type=_size, metavar="SIZE")
