@@ -117,11 +117,11 @@ class Engine:
             with self._stage("inference", seconds, checkpoint):
                 prediction = model.predict(pixels)
             with self._stage("postprocess", seconds, checkpoint):
-                mask = label(
+                labels = label(
                     prediction, size=(width, height), channel_offset=chosen.channel_offset, checkpoint=checkpoint
                 )
         return Segmentation(
-            mask=mask,
+            mask=labels.mask,
             load_seconds=seconds["load"],
             preprocess_seconds=seconds["preprocess"],
             inference_seconds=seconds["inference"],

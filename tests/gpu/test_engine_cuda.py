@@ -52,7 +52,7 @@ def test_post_processing_gives_the_same_ids_on_both_devices(kind: str) -> None:
     def mask(device: torch.device) -> NDArray[np.uint8]:
         held = planes.to(device)
         prediction = PixelLogits(held) if kind == "pixels" else QueryLogits(held, classes.to(device))
-        return label(prediction, size=(1333, 777), channel_offset=1)
+        return label(prediction, size=(1333, 777), channel_offset=1).mask
 
     assert agreement(mask(choose_device("cpu")), mask(choose_device("cuda"))) > 0.9999
 
