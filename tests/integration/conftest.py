@@ -203,6 +203,14 @@ def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     return body
 
 
+def wait_until(seen: Callable[[], object]) -> None:
+    """For what another thread or process does, in its own time."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not seen():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
 def add_worker(sessions: SessionFactory, **values: object) -> Worker:
     """The row of a worker that is idle and has just given a sign of life, unless said otherwise."""
     described = {"host": "a host", "pid": 1, "queue": GPU, "device": "cpu", "memory_bytes": 0, "modes": ["demo"]}
@@ -254,14 +262,6 @@ class Broker:
     def senders(self) -> int:
         """How often the sender of webhooks was woken."""
         return sum(task == DELIVER for task, _ in self._waiting(IO))
-
-    @staticmethod
-    def wait_for(seen: Callable[[], bool]) -> None:
-        """Hints are sent by a thread, after the answer."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not seen():
-            assert time.monotonic() < deadline, "the hint did not come"
-            time.sleep(0.01)
 
     def _waiting(self, queue: str) -> list[tuple[str, list[str]]]:
         messages = [json.loads(each) for each in self.client.lrange(f"maskline:{queue}", 0, -1)]

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from shared.db import SessionFactory
 from shared.models import Job, JobState, WebhookDelivery
 from shared.storage import Storage
-from tests.integration.conftest import BAD_MEDIA, Broker, MakeJob, Submit, problem, read_only, small_image
+from tests.integration.conftest import BAD_MEDIA, Broker, MakeJob, Submit, problem, read_only, small_image, wait_until
 from tests.integration.workbench import Workbench
 
 JOB_FIELDS = {
@@ -72,7 +72,7 @@ def test_what_is_left_out_has_its_default(submit: Submit) -> None:
 
 def test_a_submission_wakes_a_worker_for_its_step(broker: Broker, submit: Submit) -> None:
     submit()
-    broker.wait_for(lambda: len(broker.steps()) == 1)
+    wait_until(lambda: len(broker.steps()) == 1)
 
 
 def test_a_filename_is_only_a_name(api: TestClient, sessions: SessionFactory, subtests: pytest.Subtests) -> None:
@@ -207,7 +207,7 @@ def test_a_job_that_ended_without_a_result_is_queued_again(
     again = answer.json()
     assert (again["id"], again["state"], again["error"]) == (str(job.id), "queued", None)
     assert (again["started_at"], again["finished_at"], again["cancel_requested_at"]) == (None, None, None)
-    broker.wait_for(lambda: len(broker.steps()) == 1)
+    wait_until(lambda: len(broker.steps()) == 1)
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED])

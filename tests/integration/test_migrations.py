@@ -17,6 +17,10 @@ from sqlalchemy.pool import NullPool
 from cli.local.servers import Servers
 from shared import db
 from shared.models import Base
+from tests.integration.conftest import wait_until
+
+ADVISORY_LOCK = 0x6D61736B
+"""The same in every version, or an old and a new one would not wait for each other."""
 
 
 @pytest.fixture
@@ -102,9 +106,15 @@ def test_history_has_one_end(empty_database: str) -> None:
     assert len(ScriptDirectory.from_config(db.migration_config(empty_database)).get_heads()) == 1
 
 
-def test_two_processes_that_migrate_at_once_migrate_once(empty_database: str) -> None:
+def test_processes_that_migrate_at_once_take_turns(empty_database: str) -> None:
     migrate = [sys.executable, "-c", "import sys; from shared import db; db.upgrade(sys.argv[1])", empty_database]
-    running = [subprocess.Popen(migrate, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    engine = create_engine(empty_database, poolclass=NullPool)
+    with engine.connect() as first:  # a third one, so to speak, which is not done yet
+        first.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
+        running = [subprocess.Popen(migrate, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        wait_until(lambda: first.scalar(waiting) == len(running))
+        assert tables(empty_database) == set()
     ended = [(process.communicate(timeout=120)[1], process.returncode) for process in running]
     assert ended == [("", 0)] * 2
     assert tables(empty_database) == set(Base.metadata.tables)

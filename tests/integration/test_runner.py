@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import BinaryIO
 
+import pytest
 from sqlalchemy import delete, func, select, text
 
 from shared import lifecycle
@@ -28,17 +29,11 @@ from tests.integration.conftest import (
     read_steps,
     small_image,
     told,
+    wait_until,
 )
-from tests.integration.workbench import WAIT_SECONDS, Workbench
+from tests.integration.workbench import Workbench
 
 Claim = Callable[..., ClaimedStep]
-
-
-def wait_until(seen: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not seen():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def wait_for_a_beat(sessions: SessionFactory) -> None:
@@ -62,24 +57,28 @@ def nothing_stored(storage: Storage, job: Job) -> bool:
 
 
 class WatchedStorage(Storage):
-    """The real one, which notes the job's state whenever something is stored."""
+    """The real one, which tells what it has just stored."""
 
-    noted: list[tuple[str, JobState]]
-    sessions: SessionFactory
+    tell: Callable[[str], None]
 
     def put(self, key: str, body: bytes | BinaryIO, *, content_type: str) -> StoredObject:
         stored = super().put(key, body, content_type=content_type)
-        self.noted.append((key.rsplit("/", 1)[-1], read_only(self.sessions, Job).state))
+        self.tell(key.rsplit("/", 1)[-1])
         return stored
 
 
+@pytest.fixture
+def watched(settings: Settings) -> WatchedStorage:
+    return WatchedStorage.from_settings(settings.storage)
+
+
 def test_the_manifest_is_stored_last_and_only_then_the_job_has_succeeded(
-    settings: Settings, sessions: SessionFactory, workbench: Workbench, job: Job
+    workbench: Workbench, watched: WatchedStorage, sessions: SessionFactory, job: Job
 ) -> None:
-    watched = WatchedStorage.from_settings(settings.storage)
-    watched.noted, watched.sessions = [], sessions
+    noted: list[tuple[str, JobState]] = []
+    watched.tell = lambda name: noted.append((name, read_job(sessions, job).state))
     replace(workbench, storage=watched).run()
-    assert watched.noted == [("mask.png", JobState.RUNNING), ("manifest.json", JobState.RUNNING)]
+    assert noted == [("mask.png", JobState.RUNNING), ("manifest.json", JobState.RUNNING)]
     finished = read_job(sessions, job)
     assert finished.state == JobState.SUCCEEDED
     assert str(finished.manifest_key).endswith("/attempts/1/manifest.json")
@@ -230,6 +229,21 @@ def test_a_worker_that_hears_of_it_in_time_stores_nothing_either(
 
     workbench.run(lose)
     assert nothing_stored(storage, job)
+
+
+def test_a_step_that_was_lost_while_its_files_were_stored_gets_no_manifest(
+    workbench: Workbench, watched: WatchedStorage, sessions: SessionFactory, claim: Claim, job: Job
+) -> None:
+    stored: list[str] = []
+
+    def lose(name: str) -> None:
+        stored.append(name)
+        take_over(sessions, claim)
+        wait_for_a_beat(sessions)
+
+    watched.tell = lose
+    replace(workbench, storage=watched).run()
+    assert stored == ["mask.png"]
 
 
 def test_the_lease_lasts_as_long_as_the_work(

@@ -105,18 +105,21 @@ def test_an_upload_whose_bytes_have_not_arrived_is_incomplete(api: TestClient, u
 
 
 @pytest.mark.parametrize("body", [IMAGE + b"more", IMAGE[:-1], b""])
-def test_bytes_of_another_length_never_count(api: TestClient, upload: dict[str, Any], body: bytes) -> None:
-    """The storage refuses what differs from the signed length; where one does not, completion sees it."""
-    send(upload, body)
-    problem(api.post(f"/v1/uploads/{upload['id']}/complete"), 409, "upload_incomplete")
+def test_bytes_of_another_length_are_refused_by_the_storage(
+    api: TestClient, upload: dict[str, Any], storage: Storage, body: bytes
+) -> None:
+    """The length is part of what is signed."""
+    assert send(upload, body).status_code == 403
+    assert storage.list_keys("") == []
     problem(submit(api, upload), 409, "upload_incomplete")
 
 
-def test_bytes_of_another_length_do_not_count_though_they_arrived(
+def test_bytes_of_another_length_do_not_count_where_a_storage_took_them(
     api: TestClient, upload: dict[str, Any], storage: Storage, sessions: SessionFactory
 ) -> None:
     storage.put(read_only(sessions, Upload).storage_key, IMAGE + b"more", content_type="image/png")
     problem(api.post(f"/v1/uploads/{upload['id']}/complete"), 409, "upload_incomplete")
+    problem(submit(api, upload), 409, "upload_incomplete")
 
 
 def test_a_link_is_good_for_its_own_object_alone(api: TestClient, upload: dict[str, Any], storage: Storage) -> None:
