@@ -9,13 +9,14 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx2
+import psycopg
 import pytest
 import redis
 from PIL import Image
-from sqlalchemy import select, text
+from sqlalchemy import Connection, event, select, text
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -247,6 +248,31 @@ def silent_port() -> Iterator[int]:
     """A port where connections are taken and never answered, as by a stopped process."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
+
+
+@contextmanager
+def watched_commits(sessions: SessionFactory, hit: Callable[[Connection], bool]) -> Iterator[None]:
+    """`hit` is asked before every commit; where it says so, the database cuts the connection and the commit fails."""
+    engine = sessions.kw["bind"]
+
+    def watch(connection: Connection) -> None:
+        if hit(connection):
+            pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+            with Session(engine) as session:
+                session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+
+    event.listen(engine, "commit", watch)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", watch)
+
+
+def commit(connection: Connection) -> None:
+    """Behind the back of whoever is about to, whose own commit then has something to lose as well."""
+    driver = cast("psycopg.Connection", connection.connection.dbapi_connection)
+    driver.commit()
+    driver.execute("SELECT 1")
 
 
 @dataclass(frozen=True)

@@ -111,3 +111,13 @@ def test_another_tenants_upload_is_not_found_by_a_submission(api: TestClient, fo
 def test_a_tenants_signing_secret_is_its_own(api: TestClient, tenant: Tenant, foreign: dict[str, str]) -> None:
     assert api.get("/v1/webhooks/secret").json() == {"secret": tenant.webhook_secret}
     assert api.get("/v1/webhooks/secret", headers=foreign).json() != {"secret": tenant.webhook_secret}
+
+
+def test_a_local_stack_keeps_its_key_for_as_long_as_it_works(sessions: SessionFactory) -> None:
+    first = tenants.ensure_local_tenant(sessions, api_key=None)
+    assert tenants.ensure_local_tenant(sessions, api_key=first.api_key) == first
+    with sessions.begin() as session:
+        session.execute(text("UPDATE api_keys SET revoked_at = now()"))
+    second = tenants.ensure_local_tenant(sessions, api_key=first.api_key)
+    assert second.api_key != first.api_key
+    assert second.webhook_secret == first.webhook_secret, "it is the same tenant"

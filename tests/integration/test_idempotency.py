@@ -1,11 +1,12 @@
 """Idempotency-Key: the same key and body give the same job, however often and however broken the line."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
-from sqlalchemy import text
+from fastapi import FastAPI
+from sqlalchemy import Connection, func, select, text
 from starlette.testclient import TestClient
 
 from api import idempotency
@@ -13,7 +14,16 @@ from api.idempotency import Hold
 from shared.db import SessionFactory
 from shared.errors import IdempotencyConflict
 from shared.models import IdempotencyKey, Job, Tenant, create_id
-from tests.integration.conftest import Submit, count_rows, make_late, problem, read_only, small_image
+from tests.integration.conftest import (
+    Submit,
+    commit,
+    count_rows,
+    make_late,
+    problem,
+    read_only,
+    small_image,
+    watched_commits,
+)
 
 KEY = {"Idempotency-Key": '"a key"'.replace(" ", "-")}
 
@@ -118,6 +128,24 @@ def test_a_request_that_was_only_slow_accepts_nothing_once_it_was_taken_for_dead
     with sessions.begin() as session:
         idempotency.release(session, slow)
     assert read_only(sessions, IdempotencyKey).locked_until == second.locked_until
+
+
+def test_a_request_whose_commit_was_not_answered_is_one_job_when_it_comes_again(
+    api: TestClient, submit: Submit, sessions: SessionFactory
+) -> None:
+    """The client is told to try again, though the job is there."""
+    lost: list[bool] = []
+
+    def commit_and_cut(connection: Connection) -> bool:
+        if lost or not connection.scalar(select(func.count()).select_from(Job)):
+            return False
+        lost.append(True)
+        commit(connection)
+        return True
+
+    with watched_commits(cast("FastAPI", api.app).state.resources.sessions, commit_and_cut):
+        problem(submit(headers=KEY), 503, "database_unavailable")
+    assert submit(headers=KEY).json()["id"] == str(read_only(sessions, Job).id)
 
 
 def test_a_refused_request_has_not_used_its_key(api: TestClient, sessions: SessionFactory) -> None:

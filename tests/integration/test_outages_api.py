@@ -10,11 +10,12 @@ import pytest
 from sqlalchemy import make_url, text
 from starlette.testclient import TestClient
 
+from shared.broker import GPU, Hints
 from shared.config import Settings
 from shared.db import SessionFactory
-from shared.models import Job
+from shared.models import Job, create_id
 from shared.storage import Storage
-from tests.integration.conftest import MakeJob, Submit, count_rows, problem, serve, small_image
+from tests.integration.conftest import MakeJob, Submit, count_rows, problem, serve, small_image, wait_until
 from tests.integration.workbench import Workbench
 
 
@@ -90,6 +91,14 @@ def test_without_the_broker_it_is_degraded_and_stays_in_service(api_without_brok
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
     assert answer.json()["checks"]["broker"].startswith("cannot be reached")
     assert api_without_broker.get("/healthz").status_code == 200
+
+
+def test_hints_that_cannot_be_sent_are_counted_and_forgotten(settings: Settings, closed_port: int) -> None:
+    hints = Hints(settings.broker.model_copy(update={"url": f"redis://127.0.0.1:{closed_port}/0"}))
+    hints.wake(GPU, create_id())
+    hints.wake_sender()
+    wait_until(lambda: hints.unsent == 2)
+    hints.close()
 
 
 # --- without the database ------------------------------------------------------------------------------------------

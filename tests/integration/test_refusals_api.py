@@ -167,7 +167,8 @@ def test_another_content_type_is_refused(api: TestClient, content_type: str | No
 
 
 def test_a_form_that_is_broken_is_refused(api: TestClient, subtests: pytest.Subtests) -> None:
-    for body in (b"", b"garbage", b"--x\r\n\r\n--x--", b"--x\r\n" * 10_000):
+    field = b'--x\r\nContent-Disposition: form-data; name="mode"\r\n\r\ndemo\r\n'
+    for body in (b"", b"garbage", b"--x\r\n\r\n--x--", b"--x\r\n" * 10_000, field * 10_000 + b"--x--"):
         with subtests.test(body=body[:80]):
             headers = {"content-type": "multipart/form-data; boundary=x"}
             problem(api.post("/v1/jobs", content=body, headers=headers), 422, "invalid_request")

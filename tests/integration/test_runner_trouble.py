@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, select
 
 from shared import lifecycle
 from shared.config import Settings
@@ -18,6 +17,7 @@ from shared.models import Job, JobState, Step, StepState, WebhookDelivery
 from shared.storage import Storage
 from tests.integration.conftest import (
     Submit,
+    commit,
     count_rows,
     make_late,
     read_job,
@@ -25,6 +25,7 @@ from tests.integration.conftest import (
     read_steps,
     small_image,
     told,
+    watched_commits,
 )
 from tests.integration.workbench import Workbench
 
@@ -131,43 +132,25 @@ def test_an_error_nobody_expected_is_tried_again_and_tells_no_details(
 
 
 @contextmanager
-def failing_commits(sessions: SessionFactory, hit: Callable[[Connection, int], bool]) -> Iterator[None]:
-    """`hit` sees every commit of this thread with its number, and may cut the connection; the heart has its own."""
-    thread, engine = threading.get_ident(), sessions.kw["bind"]
-    numbers = iter(range(10**6))
-
-    def watch(connection: Connection) -> None:
-        if threading.get_ident() == thread and hit(connection, next(numbers)):
-            cut(connection)
-
-    def cut(connection: Connection) -> None:
-        pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
-        with Session(engine) as session:
-            session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
-
-    event.listen(engine, "commit", watch)
-    try:
+def failing_commits(sessions: SessionFactory, hit: Callable[[Connection], bool]) -> Iterator[None]:
+    """`hit` sees every commit of this thread, and may have its connection cut; the heart has its own thread."""
+    thread = threading.get_ident()
+    with watched_commits(sessions, lambda connection: threading.get_ident() == thread and hit(connection)):
         yield
-    finally:
-        event.remove(engine, "commit", watch)
 
 
 def test_connections_cut_while_the_result_is_published_cost_nothing(
     workbench: Workbench, sessions: SessionFactory, job: Job
 ) -> None:
     """The first commit after the model is progress, the next three are tries to publish."""
-    armed: list[bool] = []
-    cuts: list[int] = []
+    left: list[str] = []
 
-    def hit(_: Connection, number: int) -> bool:
-        if armed and len(cuts) < 4:
-            cuts.append(number)
-            return True
-        return False
+    def hit(_: Connection) -> bool:
+        return bool(left and left.pop())
 
     with failing_commits(sessions, hit):
-        workbench.run(lambda: armed.append(True))
-    assert len(cuts) == 4
+        workbench.run(lambda: left.extend(["cut"] * 4))
+    assert left == []
     finished = read_job(sessions, job)
     assert (finished.state, finished.attempts, read_steps(sessions, job)[0].failures) == (JobState.SUCCEEDED, 1, 0)
     assert told(sessions, "attempt") == ["started", "done"]
@@ -180,9 +163,9 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(
     """The database has committed, the worker cannot know; its second try finds the attempt ended."""
     armed: list[bool] = []
 
-    def commit_and_cut(connection: Connection, _: int) -> bool:
+    def commit_and_cut(connection: Connection) -> bool:
         if armed and is_published(connection):
-            connection.connection.dbapi_connection.commit()  # type: ignore[union-attr]
+            commit(connection)
             armed.clear()
             return True
         return False
