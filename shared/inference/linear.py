@@ -24,7 +24,8 @@ def linear(
 
     `gelu` is the exact one, by the error function. There are no gradients.
     """
-    if _HAS_ONEDNN and rows.device.type == "cpu" and rows.dtype == torch.float32:
+    whole = rows.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if _HAS_ONEDNN and whole and rows.device.type == "cpu":
         # functional.linear asks MKL here, which is a fifth slower on AMD's processors and no faster on others.
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "none")  # noqa: SLF001
         return product
