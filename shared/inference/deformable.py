@@ -56,13 +56,13 @@ def sample(
     return sample_grids(values, positions, weights, levels)
 
 
-def sample_grids(
-    values: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor, levels: Levels
-) -> torch.Tensor:
+def sample_grids(values: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.Tensor:
     """As `sample`, level by level with grid_sample; `positions` take the place of references and offsets."""
     batch, queries, heads = positions.shape[:3]
     total = values.new_zeros((batch * heads, values.shape[3], queries))
-    for number, (level, (height, width)) in enumerate(zip(values.split(levels.counts, dim=1), levels.sizes, strict=True)):
+    for number, (level, (height, width)) in enumerate(
+        zip(torch.split(values, levels.counts, dim=1), levels.sizes, strict=True)
+    ):
         planes = level.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
         extent = positions.new_tensor((width, height))
         grid = ((2 * positions[:, :, :, number] + 1) / extent - 1).transpose(1, 2).flatten(0, 1)
@@ -93,7 +93,10 @@ def sample_rows(values: torch.Tensor, positions: torch.Tensor, weights: torch.Te
             upper = weights[image, query : query + step] - lower
             share = torch.stack([upper - upper * x, upper * x, lower - lower * x, lower * x], dim=-1)
             bags = functional.embedding_bag(
-                index.flatten(2).flatten(0, 1), rows[image], per_sample_weights=share.flatten(2).flatten(0, 1), mode="sum"
+                index.flatten(2).flatten(0, 1),
+                rows[image],
+                per_sample_weights=share.flatten(2).flatten(0, 1),
+                mode="sum",
             )
             mixed.append(bags.view(-1, heads * channels))
     return torch.cat(mixed).view(batch, -1, heads * channels)
@@ -106,7 +109,7 @@ def _surround(values: torch.Tensor, levels: Levels) -> tuple[torch.Tensor, torch
     rows = values.new_zeros((batch, sum(counts), heads * channels))
     starts = [sum(counts[:number]) for number in range(len(counts))]
     for level, start, count, (height, width) in zip(
-        values.flatten(2).split(levels.counts, dim=1), starts, counts, levels.sizes, strict=True
+        torch.split(values.flatten(2), levels.counts, dim=1), starts, counts, levels.sizes, strict=True
     ):
         bordered = rows[:, start : start + count].view(batch, height + 2, width + 2, -1)
         bordered[:, 1:-1, 1:-1] = level.view(batch, height, width, -1)

@@ -93,10 +93,11 @@ class SemanticMask2Former(Mask2FormerPreTrainedModel):  # type: ignore[no-untype
         else:
             maps = swin.feature_maps(level.encoder, pixels, plan.swin)
         levels, finest = pixel_decoder.decode(level.decoder, maps, plan.pixel_decoder)
-        features = mask_decoder.MaskFeatures(finest, level.decoder.mask_projection)
+        projection = level.decoder.mask_projection
+        features = mask_decoder.MaskFeatures(finest, projection.weight.flatten(1), projection.bias)
         queries = mask_decoder.decode(
             transformer, levels, plan.pixel_decoder.positions, plan.pixel_decoder.levels.sizes, features
         )
         masks = features.masks(mask_decoder.mask_embeddings(transformer.decoder, queries))
         classes = linear(queries, self.class_predictor.weight, self.class_predictor.bias)
-        return masks.unflatten(2, finest.shape[1:3]), classes
+        return masks.view(*masks.shape[:2], *finest.shape[1:3]), classes

@@ -7,6 +7,8 @@ mask embeddings.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,32 +17,32 @@ from torch.nn import functional
 from shared.inference.linear import linear
 
 
+@dataclass(frozen=True)
 class MaskFeatures:
-    """The finest map and its projection: masks at any size without projecting the map itself."""
+    """A map (batch, h, w, feature_size) and the projection that masks are made with, (mask_feature_size, feature_size).
 
-    def __init__(self, finest: torch.Tensor, projection: nn.Conv2d) -> None:
-        self._finest = finest
-        self._matrix = projection.weight.flatten(1)
-        self._bias = projection.bias
+    The projection is applied to the few mask embeddings and never to the map.
+    """
+
+    grid: torch.Tensor
+    matrix: torch.Tensor
+    bias: torch.Tensor
 
     def resized(self, size: tuple[int, int]) -> "MaskFeatures":
         """The features at another (height, width): the mask of a resized map is the resized mask, both being linear."""
-        small = functional.interpolate(self._finest.permute(0, 3, 1, 2), size=size, mode="bilinear")
-        features = MaskFeatures.__new__(MaskFeatures)
-        features._finest, features._matrix, features._bias = small.permute(0, 2, 3, 1), self._matrix, self._bias
-        return features
+        small = functional.interpolate(self.grid.permute(0, 3, 1, 2), size=size, mode="bilinear")
+        return replace(self, grid=small.permute(0, 2, 3, 1))
 
     def masks(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Mask logits (batch, queries, height × width) of mask embeddings (batch, queries, channels), in float32."""
         embeddings = embeddings.float()
-        masks = torch.matmul(embeddings @ self._matrix, self._finest.flatten(1, 2).transpose(1, 2))
-        if self._bias is not None:
-            masks += (embeddings @ self._bias)[..., None]
+        masks = (embeddings @ self.matrix) @ self.grid.flatten(1, 2).transpose(1, 2)
+        masks += (embeddings @ self.bias)[..., None]
         return masks
 
 
 def decode(
-    module: nn.Module,
+    module: Any,
     levels: list[torch.Tensor],
     positions: torch.Tensor,
     sizes: tuple[tuple[int, int], ...],
@@ -55,7 +57,9 @@ def decode(
     decoder = module.decoder
     dtype = module.level_embed.weight.dtype
     keys, contents = [], []
-    for number, (level, places) in enumerate(zip(levels, positions.split([h * w for h, w in sizes]), strict=True)):
+    for number, (level, places) in enumerate(
+        zip(levels, torch.split(positions, [h * w for h, w in sizes]), strict=True)
+    ):
         content = _project(module.input_projections[number], level) + module.level_embed.weight[number].float()
         contents.append(content.to(dtype))
         keys.append((content + places).to(dtype))
@@ -63,15 +67,15 @@ def decode(
     queries = module.queries_features.weight.float().expand(len(levels[0]), -1, -1)
     query_positions = module.queries_embedder.weight.float()
     for number, layer in enumerate(decoder.layers):
-        level = number % len(levels)
-        visible = small[level].masks(mask_embeddings(decoder, norm(decoder.layernorm, queries))) >= 0
+        turn = number % len(levels)
+        visible = small[turn].masks(mask_embeddings(decoder, norm(decoder.layernorm, queries))) >= 0
         # A query that sees nothing looks everywhere; the softmax of nothing would be no number.
         visible |= ~visible.any(dim=-1, keepdim=True)
-        queries = _run_layer(layer, queries, query_positions, keys[level], contents[level], visible)
+        queries = _run_layer(layer, queries, query_positions, keys[turn], contents[turn], visible)
     return norm(decoder.layernorm, queries)
 
 
-def mask_embeddings(decoder: nn.Module, queries: torch.Tensor) -> torch.Tensor:
+def mask_embeddings(decoder: Any, queries: torch.Tensor) -> torch.Tensor:
     """What the mask features are multiplied with: (batch, queries, mask_feature_size) of normalised queries."""
     for block in decoder.mask_predictor.mask_embedder.layers:
         matrix, activation = block.layers
@@ -84,7 +88,7 @@ def norm(layer: nn.LayerNorm, rows: torch.Tensor) -> torch.Tensor:
     return functional.layer_norm(rows, layer.normalized_shape, layer.weight.float(), layer.bias.float(), layer.eps)
 
 
-def _project(projection: nn.Module, level: torch.Tensor) -> torch.Tensor:
+def _project(projection: Any, level: torch.Tensor) -> torch.Tensor:
     # The library puts an empty Sequential where the sizes already agree.
     if isinstance(projection, nn.Conv2d):
         weight = projection.weight.flatten(1)
@@ -93,7 +97,7 @@ def _project(projection: nn.Module, level: torch.Tensor) -> torch.Tensor:
 
 
 def _run_layer(
-    layer: nn.Module,
+    layer: Any,
     queries: torch.Tensor,
     positions: torch.Tensor,
     keys: torch.Tensor,
@@ -138,6 +142,6 @@ def _mix(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, heads: int, visible: torch.Tensor | None
 ) -> torch.Tensor:
     """Attention in heads over (batch, tokens, channels); `visible` (batch, 1, queries, keys) is true where it may."""
-    parts = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
-    mixed = functional.scaled_dot_product_attention(*parts, attn_mask=visible)
+    query, key, value = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
     return mixed.transpose(1, 2).flatten(2)

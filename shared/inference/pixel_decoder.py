@@ -5,6 +5,7 @@ the feature maps of the backbone are given up as soon as they are used.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device)
     return grid.flatten(0, 1).to(device)
 
 
-def plan(decoder: nn.Module, sizes: list[tuple[int, int]], device: torch.device) -> PixelDecoderPlan:
+def plan(decoder: Any, sizes: list[tuple[int, int]], device: torch.device) -> PixelDecoderPlan:
     """The plan for feature maps of these (height, width), fine to coarse as the backbone gives them."""
     coarse_first = tuple(reversed(sizes[-decoder.num_feature_levels :]))
     channels = decoder.config.feature_size
@@ -48,9 +49,7 @@ def plan(decoder: nn.Module, sizes: list[tuple[int, int]], device: torch.device)
     return PixelDecoderPlan(plan_levels(coarse_first, device), positions)
 
 
-def decode(
-    decoder: nn.Module, maps: list[torch.Tensor], plan: PixelDecoderPlan
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+def decode(decoder: Any, maps: list[torch.Tensor], plan: PixelDecoderPlan) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Feature maps (batch, h, w, channels), fine to coarse, to the levels for attention and the finest map.
 
     Empties `maps`. The levels are float32 (batch, h × w, feature_size), coarse to fine; the finest map is (batch, h,
@@ -67,17 +66,19 @@ def decode(
     for layer in decoder.encoder.layers:
         _run_layer(layer, tokens, positions, plan.levels)
     del positions, level_of
-    levels = list(tokens.split(plan.levels.counts, dim=1))
+    levels = list(torch.split(tokens, plan.levels.counts, dim=1))
     height, width = plan.levels.sizes[-1]
-    finest = levels[-1].unflatten(1, (height, width))
+    finest = torch.unflatten(levels[-1], 1, (height, width))
     for lateral, output in zip(decoder.lateral_convolutions, decoder.output_convolutions, strict=True):
         finest = _refine(lateral, output, laterals.pop(), finest)
     return levels, finest
 
 
-def _embed_levels(decoder: nn.Module, maps: list[torch.Tensor]) -> torch.Tensor:
+def _embed_levels(decoder: Any, maps: list[torch.Tensor]) -> torch.Tensor:
     embedded = []
-    for projection, features in zip(decoder.input_projections, reversed(maps[-decoder.num_feature_levels :]), strict=True):
+    for projection, features in zip(
+        decoder.input_projections, reversed(maps[-decoder.num_feature_levels :]), strict=True
+    ):
         convolution, norm = projection
         rows = linear(features, convolution.weight.flatten(1), convolution.bias)
         embedded.append(_group_norm(norm, rows).flatten(1, 2))
@@ -86,13 +87,14 @@ def _embed_levels(decoder: nn.Module, maps: list[torch.Tensor]) -> torch.Tensor:
 
 def _group_norm(norm: nn.GroupNorm, rows: torch.Tensor) -> torch.Tensor:
     """Over (batch, h, w, channels) with the channels last, and back."""
-    return norm(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]  # a module's call is untyped
+    planes: torch.Tensor = norm(rows.permute(0, 3, 1, 2))
+    return planes.permute(0, 2, 3, 1)
 
 
-def _run_layer(layer: nn.Module, tokens: torch.Tensor, positions: torch.Tensor, levels: Levels) -> None:
+def _run_layer(layer: Any, tokens: torch.Tensor, positions: torch.Tensor, levels: Levels) -> None:
     """One encoder layer in place: every token looks at all levels through the values made of the old tokens."""
     attention = layer.self_attn
-    batch, count, channels = tokens.shape
+    batch, count = tokens.shape[:2]
     values = linear(tokens, attention.value_proj.weight, attention.value_proj.bias)
     values = values.view(batch, count, attention.n_heads, -1)
     shape = (attention.n_heads, attention.n_levels, attention.n_points)
@@ -104,15 +106,17 @@ def _run_layer(layer: nn.Module, tokens: torch.Tensor, positions: torch.Tensor, 
         queries = rows + positions[chunk]
         offsets = linear(queries, attention.sampling_offsets.weight, attention.sampling_offsets.bias)
         weights = linear(queries, attention.attention_weights.weight, attention.attention_weights.bias)
-        weights = weights.unflatten(2, (attention.n_heads, -1)).softmax(dim=-1)
-        mixed = sample(values, offsets.unflatten(2, (*shape, 2)), weights.unflatten(3, shape[1:]), levels, chunk)
+        weights = torch.unflatten(weights, 2, (attention.n_heads, -1)).softmax(dim=-1)
+        mixed = sample(
+            values, torch.unflatten(offsets, 2, (*shape, 2)), torch.unflatten(weights, 3, shape[1:]), levels, chunk
+        )
         mixed = linear(mixed, attention.output_proj.weight, attention.output_proj.bias)
         rows = layer.self_attn_layer_norm(rows + mixed)
         hidden = linear(rows, layer.fc1.weight, layer.fc1.bias, "relu")
         tokens[:, chunk] = layer.final_layer_norm(rows + linear(hidden, layer.fc2.weight, layer.fc2.bias))
 
 
-def _refine(lateral: nn.Module, output: nn.Module, features: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+def _refine(lateral: Any, output: Any, features: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
     """A step of the feature pyramid: the lateral map plus the coarser one at its size, through a convolution."""
     convolution, norm = lateral
     rows = _group_norm(norm, linear(features, convolution.weight.flatten(1), convolution.bias))

@@ -5,8 +5,9 @@ normalises. Up to the activation all of it is linear, so here one small matrix p
 size, which is half of the whole network's arithmetic saved. Channels stay last throughout.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers import SegformerForSemanticSegmentation
 from transformers.activations import GELUActivation
@@ -14,7 +15,7 @@ from transformers.activations import GELUActivation
 from shared.inference.linear import linear, rows_at_once
 
 
-class SemanticSegformer(SegformerForSemanticSegmentation):
+class SemanticSegformer(SegformerForSemanticSegmentation):  # type: ignore[no-untyped-call]  # half typed
     """SegFormer with its all-MLP head, reading the checkpoints of `SegformerForSemanticSegmentation`."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -27,7 +28,7 @@ class SemanticSegformer(SegformerForSemanticSegmentation):
         return _decode(self.decode_head, levels)
 
 
-def _run_stage(stage: nn.Module, grid: torch.Tensor) -> torch.Tensor:
+def _run_stage(stage: Any, grid: torch.Tensor) -> torch.Tensor:
     """(batch, h, w, channels) to the next level, normalised."""
     grid = _convolve(stage.patch_embeddings.proj, grid)
     batch, height, width, _ = grid.shape
@@ -35,31 +36,34 @@ def _run_stage(stage: nn.Module, grid: torch.Tensor) -> torch.Tensor:
     for block in stage.blocks:
         tokens = tokens + _attend(block.attention, block.layernorm_before(tokens), height, width)
         tokens += _expand(block.mlp, block.layernorm_after(tokens), height, width)
-    return stage.layer_norm(tokens).view(batch, height, width, -1)  # type: ignore[no-any-return]  # a module's call
+    normed: torch.Tensor = stage.layer_norm(tokens)
+    return normed.view(batch, height, width, -1)
 
 
-def _convolve(convolution: nn.Module, grid: torch.Tensor) -> torch.Tensor:
-    return convolution(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]  # a module's call
+def _convolve(convolution: Any, grid: torch.Tensor) -> torch.Tensor:
+    planes: torch.Tensor = convolution(grid.permute(0, 3, 1, 2))
+    return planes.permute(0, 2, 3, 1)
 
 
-def _attend(attention: nn.Module, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _attend(attention: Any, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Attention of all tokens to a coarser copy of themselves."""
     coarse = tokens
     if attention.sequence_reduction_ratio > 1:
         reduction = attention.sequence_reduction
-        grid = _convolve(reduction.sequence_reduction, tokens.unflatten(1, (height, width)))
+        grid = _convolve(reduction.sequence_reduction, torch.unflatten(tokens, 1, (height, width)))
         coarse = reduction.layer_norm(grid.flatten(1, 2))
     projected = []
     for matrix, rows in ((attention.q_proj, tokens), (attention.k_proj, coarse), (attention.v_proj, coarse)):
         part = linear(rows, matrix.weight, matrix.bias)
-        projected.append(part.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2))
-    mixed = functional.scaled_dot_product_attention(*projected, scale=attention.scaling)
+        projected.append(torch.unflatten(part, 2, (attention.num_attention_heads, -1)).transpose(1, 2))
+    query, key, value = projected
+    mixed = functional.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
     return linear(mixed.transpose(1, 2).flatten(2), attention.o_proj.weight, attention.o_proj.bias)
 
 
-def _expand(mlp: nn.Module, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _expand(mlp: Any, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     hidden = linear(tokens, mlp.fc1.weight, mlp.fc1.bias)
-    hidden = _convolve(mlp.dwconv.dwconv, hidden.unflatten(1, (height, width))).flatten(1, 2)
+    hidden = _convolve(mlp.dwconv.dwconv, torch.unflatten(hidden, 1, (height, width))).flatten(1, 2)
     # In place where torch has it: on a CPU, fresh memory costs more than the arithmetic.
     hidden = (
         torch.ops.aten.gelu_(hidden) if isinstance(mlp.activation_fn, GELUActivation) else mlp.activation_fn(hidden)
@@ -67,7 +71,7 @@ def _expand(mlp: nn.Module, tokens: torch.Tensor, height: int, width: int) -> to
     return linear(hidden, mlp.fc2.weight, mlp.fc2.bias)
 
 
-def _decode(head: nn.Module, levels: list[torch.Tensor]) -> torch.Tensor:
+def _decode(head: Any, levels: list[torch.Tensor]) -> torch.Tensor:
     """Levels (batch, h, w, channels), fine to coarse, to logits (batch, channels, h, w) at the finest size."""
     matrices, bias = _fold(head)
     reduced = [
@@ -76,7 +80,7 @@ def _decode(head: nn.Module, levels: list[torch.Tensor]) -> torch.Tensor:
     ]
     batch, height, width, channels = reduced[0].shape
     classifier = head.classifier
-    logits = classifier.bias.expand(batch * height * width, -1).to(reduced[0].dtype, copy=True)
+    logits = classifier.bias.expand(batch * height * width, -1).to(torch.float32, copy=True)
     # A few channels at a time: the levels are never all there at full size.
     step = max(32, rows_at_once(logits.device, 4 * len(logits)) if logits.device.type != "cpu" else 96)
     for start in range(0, channels, step):
@@ -86,10 +90,11 @@ def _decode(head: nn.Module, levels: list[torch.Tensor]) -> torch.Tensor:
             coarse = level[..., group].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
             total += functional.interpolate(coarse, size=(height, width), mode="bilinear").permute(0, 2, 3, 1)
         logits += linear(total.relu_().flatten(0, 2), classifier.weight.flatten(1)[:, group].contiguous(), None)
-    return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    planes: torch.Tensor = logits.view(batch, height, width, -1)
+    return planes.permute(0, 3, 1, 2)
 
 
-def _fold(head: nn.Module) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _fold(head: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Projection, fusion and batch norm as one matrix (decoder, level) for each level, and one bias for their sum."""
     norm = head.batch_norm
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)

@@ -7,6 +7,7 @@ map. The order of the tokens is the business of windows.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def is_plain_swin(backbone: nn.Module) -> bool:
     )
 
 
-def plan(backbone: SwinBackbone, *, batch: int, height: int, width: int, device: torch.device) -> SwinPlan:
+def plan(backbone: Any, *, batch: int, height: int, width: int, device: torch.device) -> SwinPlan:
     """The plan for pixels (batch, 3, height, width) on `device`."""
     config = backbone.config
     height, width = -(-height // config.patch_size), -(-width // config.patch_size)
@@ -56,7 +57,7 @@ def plan(backbone: SwinBackbone, *, batch: int, height: int, width: int, device:
     return SwinPlan(tuple(stages), window_masks(config.window_size, device))
 
 
-def feature_maps(backbone: SwinBackbone, pixels: torch.Tensor, plan: SwinPlan) -> list[torch.Tensor]:
+def feature_maps(backbone: Any, pixels: torch.Tensor, plan: SwinPlan) -> list[torch.Tensor]:
     """float32 (batch, 3, h, w) to the normalised map of each stage, float32 (batch, h / 4, w / 4, channels) and on.
 
     The channels come last. Equal to the library's `feature_maps` up to rounding in float32.
@@ -79,18 +80,18 @@ def _norm(norm: nn.LayerNorm, rows: torch.Tensor) -> torch.Tensor:
     return functional.layer_norm(rows, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
 
 
-def _embed(embeddings: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+def _embed(embeddings: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Patches to float32 tokens (batch × height × width, channels) in raster order."""
     convolution = embeddings.patch_embeddings.projection
     down, across = convolution.kernel_size
     pixels = functional.pad(pixels, (0, -pixels.shape[3] % across, 0, -pixels.shape[2] % down))
-    patches = pixels.unflatten(3, (-1, across)).unflatten(2, (-1, down)).permute(0, 2, 4, 1, 3, 5)
+    patches = torch.unflatten(torch.unflatten(pixels, 3, (-1, across)), 2, (-1, down)).permute(0, 2, 4, 1, 3, 5)
     weight = convolution.weight.flatten(1)
     rows = linear(patches.reshape(-1, weight.shape[1]).to(weight.dtype), weight, convolution.bias)
     return _norm(embeddings.norm, rows.float())
 
 
-def _run_stage(stage: nn.Module, tokens: torch.Tensor, plan: StagePlan, masks: torch.Tensor) -> torch.Tensor:
+def _run_stage(stage: Any, tokens: torch.Tensor, plan: StagePlan, masks: torch.Tensor) -> torch.Tensor:
     """All layers of a stage over tokens in raster order; the result is in raster order again."""
     blocks = list(stage.blocks)
     gathers = [plan.enter, *(plan.shift if number % 2 else plan.unshift for number in range(1, len(blocks)))]
@@ -102,7 +103,7 @@ def _run_stage(stage: nn.Module, tokens: torch.Tensor, plan: StagePlan, masks: t
     return torch.index_select(tokens, 0, plan.leave[(len(blocks) - 1) % 2], out=spare)
 
 
-def _attention_bias(attention: nn.Module, masks: torch.Tensor | None) -> list[torch.Tensor]:
+def _attention_bias(attention: Any, masks: torch.Tensor | None) -> list[torch.Tensor]:
     """The relative position bias for each kind of window, (1, heads, area, area) in the dtype of the products."""
     bias = attention.relative_position_bias().float()
     kinds = [bias] if masks is None else [bias if kind == PLAIN else bias + mask for kind, mask in enumerate(masks)]
@@ -110,7 +111,7 @@ def _attention_bias(attention: nn.Module, masks: torch.Tensor | None) -> list[to
 
 
 def _run_block(
-    block: nn.Module,
+    block: Any,
     tokens: torch.Tensor,
     gather: torch.Tensor,
     plan: LayerPlan,
@@ -125,7 +126,7 @@ def _run_block(
         rows += _expand(block.mlp, _norm(block.layernorm_after, rows))
 
 
-def _attend(attention: nn.Module, rows: torch.Tensor, chunk: Chunk, bias: torch.Tensor) -> torch.Tensor:
+def _attend(attention: Any, rows: torch.Tensor, chunk: Chunk, bias: torch.Tensor) -> torch.Tensor:
     """Attention within windows: float32 (tokens, channels) to the same shape in the dtype of the matrices."""
     rows = rows.to(attention.q_proj.weight.dtype)
     if chunk.slots is not None:
@@ -146,7 +147,7 @@ def _attend(attention: nn.Module, rows: torch.Tensor, chunk: Chunk, bias: torch.
     return linear(mixed, attention.o_proj.weight, attention.o_proj.bias)
 
 
-def _expand(mlp: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def _expand(mlp: Any, rows: torch.Tensor) -> torch.Tensor:
     rows = rows.to(mlp.fc1.weight.dtype)
     if isinstance(mlp.activation_fn, GELUActivation):
         hidden = linear(rows, mlp.fc1.weight, mlp.fc1.bias, "gelu")
@@ -155,7 +156,7 @@ def _expand(mlp: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     return linear(hidden, mlp.fc2.weight, mlp.fc2.bias)
 
 
-def _merge(merging: nn.Module, tokens: torch.Tensor, plan: StagePlan) -> torch.Tensor:
+def _merge(merging: Any, tokens: torch.Tensor, plan: StagePlan) -> torch.Tensor:
     """Patch merging: squares of four tokens become one of twice the channels, in raster order."""
     grid = tokens.view(plan.batch, plan.height, plan.width, -1)
     grid = functional.pad(grid, (0, 0, 0, plan.width % 2, 0, plan.height % 2))

@@ -120,8 +120,9 @@ def _plan_layer(
     places = places[sequence]
     chunks = []
     start = 0
-    for group, count in zip(*(part.tolist() for part in alike.unique_consecutive(return_counts=True)), strict=True):
+    for group in sorted(set(alike.tolist())):
         first = int((alike < group).sum())
+        count = int((alike == group).sum())
         for left in range(first, first + count, windows_at_once):
             own = places[left : min(left + windows_at_once, first + count)].flatten()
             stop = start + int((own >= 0).sum())

@@ -1,0 +1,97 @@
+"""Random networks of full size, for benchmarks: ours, and the library's own over the same weights.
+
+Not a benchmark itself. The time and memory of a network do not depend on what its weights are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers.models.mask2former.modeling_mask2former as library
+from torch import nn
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
+from transformers import Mask2FormerConfig, SegformerConfig, SegformerForSemanticSegmentation
+
+from shared.inference.mask2former import SemanticMask2Former
+from shared.inference.networks import prepare
+from shared.inference.segformer import SemanticSegformer
+
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
+SWIN_LARGE = {
+    "model_type": "swin",
+    "image_size": 384,
+    "embed_dim": 192,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [6, 12, 24, 48],
+    "window_size": 12,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+SEGFORMER_B3 = {"depths": [3, 4, 18, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
+
+
+class _NoLoss(nn.Module):
+    """In place of the training loss, which needs scipy and takes no part in inference."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
+def build_ours(mode: str, seed: int = 0) -> nn.Module:
+    """The network of a mode with random float32 weights, ready to run."""
+    torch.manual_seed(seed)
+    network: nn.Module
+    if mode == "sota":
+        network = SemanticMask2Former(Mask2FormerConfig(backbone_config=SWIN_LARGE, num_labels=150))
+    elif mode == "accurate":
+        network = SemanticSegformer(SegformerConfig(**SEGFORMER_B3, num_labels=150))
+    else:
+        network = _build_deeplab(mode)
+    return prepare(network, torch.float32)
+
+
+def build_library(mode: str, ours: nn.Module) -> nn.Module:
+    """What the library itself would load for a mode, holding the very tensors of `ours`."""
+    network: nn.Module
+    with torch.device("meta"):
+        if mode == "sota":
+            library.Mask2FormerLoss, kept = _NoLoss, library.Mask2FormerLoss
+            library.Mask2FormerForUniversalSegmentation._init_weights = lambda *_: None  # noqa: SLF001
+            try:
+                network = library.Mask2FormerForUniversalSegmentation(ours.config)
+            finally:
+                library.Mask2FormerLoss = kept
+        elif mode == "accurate":
+            network = SegformerForSemanticSegmentation(ours.config)
+    if mode not in ("sota", "accurate"):
+        network = _build_deeplab(mode)
+    # In the plain layout: where ours keeps channels last, that is not the library's doing.
+    network.load_state_dict({name: tensor.contiguous() for name, tensor in ours.state_dict().items()}, assign=True)
+    for (name, buffer), (_, source) in zip(network.named_buffers(), ours.named_buffers(), strict=True):
+        if buffer.is_meta:  # not part of the state dict
+            network.get_submodule(name.rpartition(".")[0]).register_buffer(
+                name.rpartition(".")[2], source, persistent=False
+            )
+    return network.eval().requires_grad_(False)
+
+
+def forward_of(network: nn.Module) -> Forward:
+    """Pixels (batch, 3, h, w) to the last raw outputs, as whoever uses the network would call it."""
+
+    def forward(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = network(pixels)
+        if isinstance(output, tuple):
+            return output
+        if isinstance(output, torch.Tensor):
+            return (output,)
+        if "masks_queries_logits" in output:
+            return output.masks_queries_logits, output.class_queries_logits
+        return (output["logits"] if "logits" in output else output["out"],)
+
+    return forward
+
+
+def _build_deeplab(mode: str) -> nn.Module:
+    build = deeplabv3_resnet50 if mode == "balanced" else deeplabv3_mobilenet_v3_large
+    network: nn.Module = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=False)
+    return network
