@@ -5,12 +5,13 @@ Not a benchmark itself. The time and memory of a network do not depend on what i
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
-import transformers.models.mask2former.modeling_mask2former as library
 from torch import nn
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
 from transformers import Mask2FormerConfig, SegformerConfig, SegformerForSemanticSegmentation
+from transformers.models.mask2former import modeling_mask2former
 
 from shared.inference.mask2former import SemanticMask2Former
 from shared.inference.networks import prepare
@@ -18,7 +19,7 @@ from shared.inference.segformer import SemanticSegformer
 
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
-SWIN_LARGE = {
+SWIN_LARGE: dict[str, Any] = {
     "model_type": "swin",
     "image_size": 384,
     "embed_dim": 192,
@@ -27,7 +28,11 @@ SWIN_LARGE = {
     "window_size": 12,
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
-SEGFORMER_B3 = {"depths": [3, 4, 18, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
+SEGFORMER_B3: dict[str, Any] = {
+    "depths": [3, 4, 18, 3],
+    "hidden_sizes": [64, 128, 320, 512],
+    "decoder_hidden_size": 768,
+}
 
 
 class _NoLoss(nn.Module):
@@ -37,7 +42,7 @@ class _NoLoss(nn.Module):
         super().__init__()
 
 
-def build_ours(mode: str, seed: int = 0) -> nn.Module:
+def build_ours(mode: str, seed: int = 0) -> Any:
     """The network of a mode with random float32 weights, ready to run."""
     torch.manual_seed(seed)
     network: nn.Module
@@ -50,17 +55,12 @@ def build_ours(mode: str, seed: int = 0) -> nn.Module:
     return prepare(network, torch.float32)
 
 
-def build_library(mode: str, ours: nn.Module) -> nn.Module:
+def build_library(mode: str, ours: Any) -> Any:
     """What the library itself would load for a mode, holding the very tensors of `ours`."""
     network: nn.Module
     with torch.device("meta"):
         if mode == "sota":
-            library.Mask2FormerLoss, kept = _NoLoss, library.Mask2FormerLoss
-            library.Mask2FormerForUniversalSegmentation._init_weights = lambda *_: None  # noqa: SLF001
-            try:
-                network = library.Mask2FormerForUniversalSegmentation(ours.config)
-            finally:
-                library.Mask2FormerLoss = kept
+            network = _build_mask2former(ours.config)
         elif mode == "accurate":
             network = SegformerForSemanticSegmentation(ours.config)
     if mode not in ("sota", "accurate"):
@@ -89,6 +89,17 @@ def forward_of(network: nn.Module) -> Forward:
         return (output["logits"] if "logits" in output else output["out"],)
 
     return forward
+
+
+def _build_mask2former(config: Mask2FormerConfig) -> nn.Module:
+    library: Any = modeling_mask2former
+    network: nn.Module
+    with (
+        mock.patch.object(library, "Mask2FormerLoss", _NoLoss),
+        mock.patch.object(library.Mask2FormerPreTrainedModel, "_init_weights", lambda *_: None),
+    ):
+        network = library.Mask2FormerForUniversalSegmentation(config)
+    return network
 
 
 def _build_deeplab(mode: str) -> nn.Module:

@@ -68,11 +68,18 @@ def decode(
     query_positions = module.queries_embedder.weight.float()
     for number, layer in enumerate(decoder.layers):
         turn = number % len(levels)
-        visible = small[turn].masks(mask_embeddings(decoder, norm(decoder.layernorm, queries))) >= 0
-        # A query that sees nothing looks everywhere; the softmax of nothing would be no number.
-        visible |= ~visible.any(dim=-1, keepdim=True)
-        queries = _run_layer(layer, queries, query_positions, keys[turn], contents[turn], visible)
+        logits = small[turn].masks(mask_embeddings(decoder, norm(decoder.layernorm, queries)))
+        queries = _run_layer(layer, queries, query_positions, keys[turn], contents[turn], visible_keys(logits))
     return norm(decoder.layernorm, queries)
+
+
+def visible_keys(logits: torch.Tensor) -> torch.Tensor:
+    """Where mask logits (batch, queries, keys) let a query look: where they are positive, or 0.
+
+    A query that would see nothing looks everywhere; the softmax of nothing would be no number.
+    """
+    visible = logits >= 0
+    return visible | ~visible.any(dim=-1, keepdim=True)
 
 
 def mask_embeddings(decoder: Any, queries: torch.Tensor) -> torch.Tensor:
