@@ -19,16 +19,20 @@ from shared.inference.segformer import SemanticSegformer
 
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
-SWIN_LARGE: dict[str, Any] = {
-    "model_type": "swin",
-    "image_size": 384,
-    "embed_dim": 192,
-    "depths": [2, 2, 18, 2],
-    "num_heads": [6, 12, 24, 48],
-    "window_size": 12,
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+MASK2FORMER_SWIN_LARGE: dict[str, Any] = {
+    "num_labels": 150,
+    "backbone_config": {
+        "model_type": "swin",
+        "image_size": 384,
+        "embed_dim": 192,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [6, 12, 24, 48],
+        "window_size": 12,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
 }
 SEGFORMER_B3: dict[str, Any] = {
+    "num_labels": 150,
     "depths": [3, 4, 18, 3],
     "hidden_sizes": [64, 128, 320, 512],
     "decoder_hidden_size": 768,
@@ -47,9 +51,9 @@ def build_ours(mode: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     network: nn.Module
     if mode == "sota":
-        network = SemanticMask2Former(Mask2FormerConfig(backbone_config=SWIN_LARGE, num_labels=150))
+        network = SemanticMask2Former(Mask2FormerConfig(**MASK2FORMER_SWIN_LARGE))
     elif mode == "accurate":
-        network = SemanticSegformer(SegformerConfig(**SEGFORMER_B3, num_labels=150))
+        network = SemanticSegformer(SegformerConfig(**SEGFORMER_B3))
     else:
         network = _build_deeplab(mode)
     return prepare(network, torch.float32)
@@ -96,7 +100,7 @@ def _build_mask2former(config: Mask2FormerConfig) -> nn.Module:
     network: nn.Module
     with (
         mock.patch.object(library, "Mask2FormerLoss", _NoLoss),
-        mock.patch.object(library.Mask2FormerPreTrainedModel, "_init_weights", lambda *_: None),
+        mock.patch.object(library.Mask2FormerPreTrainedModel, "_init_weights", return_value=None),
     ):
         network = library.Mask2FormerForUniversalSegmentation(config)
     return network

@@ -1,4 +1,4 @@
-"""The forward pass of every mode against the library's own: time, peak memory, and whether the answers agree.
+"""The forward pass of every mode against its library's own: time, peak memory, and whether the answers agree.
 
 Both run alternately in one process over the same random weights, so that a busy machine slows both alike; memory is
 the highest resident size above that of the loaded network (CUDA: allocated bytes), each measured in a process of its
@@ -25,10 +25,6 @@ from shared.inference.postprocess import QueryLogits
 MODES = ("fast", "balanced", "accurate", "sota")
 SIZES = {"sota": (1024,)}
 STATUS = Path("/proc/self/status")
-
-
-def run() -> None:
-    main([])
 
 
 def main(arguments: list[str]) -> None:

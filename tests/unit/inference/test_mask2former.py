@@ -48,7 +48,8 @@ def build(window: int, seed: int = 0, **changes: Any) -> SemanticMask2Former:
             torch.nn.init.normal_(parameter, std=0.5)
         elif "pixel_level_module.encoder" in name and parameter.dim() > 1:
             parameter.data *= 3
-    return network.eval().requires_grad_(False)  # type: ignore[no-any-return]  # transformers is half typed
+    networks.prepare(network, torch.float32)
+    return network
 
 
 def library_outputs(network: SemanticMask2Former, pixels: torch.Tensor) -> Pair:

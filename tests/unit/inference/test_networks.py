@@ -1,5 +1,7 @@
 """SegFormer and DeepLabV3 give what their libraries give, before the upsampling to the input."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -14,14 +16,16 @@ from shared.inference.segformer import SemanticSegformer
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 96, 160), (1, 3, 75, 90)])
 def test_segformers_logits_equal_the_librarys(shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
-    config = SegformerConfig(
-        depths=[1, 2, 2, 1],
-        hidden_sizes=[16, 32, 32, 64],
-        num_attention_heads=[1, 2, 2, 4],
-        decoder_hidden_size=100,
-        num_labels=12,
-    )
-    library = SegformerForSemanticSegmentation(config).eval()
+    settings: dict[str, Any] = {
+        "depths": [1, 2, 2, 1],
+        "hidden_sizes": [16, 32, 32, 64],
+        "num_attention_heads": [1, 2, 2, 4],
+        "decoder_hidden_size": 100,
+        "num_labels": 12,
+    }
+    config = SegformerConfig(**settings)
+    library: Any = SegformerForSemanticSegmentation(config)
+    library.eval()
     norm = library.decode_head.batch_norm
     for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
         torch.nn.init.normal_(tensor)
