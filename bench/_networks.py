@@ -15,7 +15,6 @@ from transformers.models.mask2former import modeling_mask2former
 
 from shared.inference.mask2former import SemanticMask2Former
 from shared.inference.networks import prepare
-from shared.inference.segformer import SemanticSegformer
 
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
@@ -53,7 +52,7 @@ def build_ours(mode: str, seed: int = 0) -> Any:
     if mode == "sota":
         network = SemanticMask2Former(Mask2FormerConfig(**MASK2FORMER_SWIN_LARGE))
     elif mode == "accurate":
-        network = SemanticSegformer(SegformerConfig(**SEGFORMER_B3))
+        network = SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER_B3))
     else:
         network = _build_deeplab(mode)
     return prepare(network, torch.float32)

@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 import transformers.utils.logging
 from torch import nn
+from transformers import SegformerForSemanticSegmentation
 
 from shared.inference import networks, weights
 from shared.inference.errors import ModelUnavailable
 from shared.inference.mask2former import SemanticMask2Former
 from shared.inference.modes import Mode
 from shared.inference.postprocess import PixelLogits, QueryLogits
-from shared.inference.segformer import SemanticSegformer
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _read_transformers(mode: Mode, folder: Path) -> nn.Module:
     if declared != mode.architecture:
         raise weights.unavailable(mode, f"{folder} holds a {declared} model, not {mode.architecture}")
     kind: Any = {
-        "segformer": SemanticSegformer,
+        "segformer": SegformerForSemanticSegmentation,
         "mask2former": SemanticMask2Former,
     }[mode.architecture]
     safe = any(path.suffix == ".safetensors" for path in weights.weight_files(folder))

@@ -7,10 +7,11 @@ business of weights and loading.
 import torch
 from torch import nn
 from torchvision.models.segmentation import DeepLabV3, deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
+from transformers import SegformerForSemanticSegmentation
 
 from shared.inference.mask2former import SemanticMask2Former
 from shared.inference.postprocess import PixelLogits, QueryLogits
-from shared.inference.segformer import SemanticSegformer
+from shared.inference.segformer import segformer_logits
 
 _DEEPLABS = {
     "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
@@ -46,8 +47,8 @@ def predict(network: nn.Module, pixels: torch.Tensor, dtype: torch.dtype) -> lis
     if isinstance(network, SemanticMask2Former):
         return [QueryLogits(masks=masks, classes=classes) for masks, classes in zip(*network(pixels), strict=True)]
     with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        if isinstance(network, SemanticSegformer):
-            logits = network(pixels)
+        if isinstance(network, SegformerForSemanticSegmentation):
+            logits = segformer_logits(network, pixels)
         elif isinstance(network, DeepLabV3):
             # The module's own forward would upsample to the input's size first, and the mask needs the image's.
             pixels = pixels.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""SegFormer for inference: the library's parameters and state dict, a forward pass of our own.
+"""SegFormer for inference: a forward pass of our own over the library's network.
 
 The head (arXiv 2105.15203, section 3.2) projects every level, brings all to the finest size, concatenates, fuses and
 normalises. Up to the activation all of it is linear, so here one small matrix per level does it at the level's own
@@ -9,23 +9,22 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import SegformerForSemanticSegmentation
 from transformers.activations import GELUActivation
 
 from shared.inference.linear import linear, rows_at_once
 
 
-class SemanticSegformer(SegformerForSemanticSegmentation):  # type: ignore[no-untyped-call]  # half typed
-    """SegFormer with its all-MLP head, reading the checkpoints of `SegformerForSemanticSegmentation`."""
+def segformer_logits(network: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """float32 (batch, 3, h, w) to logits (batch, channels, ⌈h / 4⌉, ⌈w / 4⌉) of a `SegformerForSemanticSegmentation`.
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float32 (batch, 3, h, w) to logits (batch, channels, ⌈h / 4⌉, ⌈w / 4⌉)."""
-        levels = []
-        grid = pixels.permute(0, 2, 3, 1)
-        for stage in self.segformer.stages:
-            grid = _run_stage(stage, grid)
-            levels.append(grid)
-        return _decode(self.decode_head, levels)
+    Equal to the library's up to rounding.
+    """
+    levels = []
+    grid = pixels.permute(0, 2, 3, 1)
+    for stage in network.segformer.stages:
+        grid = _run_stage(stage, grid)
+        levels.append(grid)
+    return _decode(network.decode_head, levels)
 
 
 def _run_stage(stage: Any, grid: torch.Tensor) -> torch.Tensor:

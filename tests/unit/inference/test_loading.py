@@ -64,7 +64,7 @@ def test_our_mask2former_answers_as_the_librarys_own(sources: Sources, monkeypat
     pixels = torch.rand((1, 3, 96, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = reference(pixels)
-    output = load(MODES["sota"], source=sources["sota"][0], device=CPU).predict(pixels)
+    [output] = load(MODES["sota"], source=sources["sota"][0], device=CPU).predict(pixels)
     assert isinstance(output, QueryLogits)
     torch.testing.assert_close(output.masks, expected.masks_queries_logits[0])
     torch.testing.assert_close(output.classes, expected.class_queries_logits[0])
@@ -76,7 +76,7 @@ def test_our_deeplab_answers_as_torchvisions_own_before_upsampling(mode: str, so
     pixels = torch.rand((1, 3, 64, 96), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model.network(pixels)["out"][0]
-    output = model.predict(pixels)
+    [output] = model.predict(pixels)
     assert isinstance(output, PixelLogits)
     upsampled = torch.nn.functional.interpolate(output.logits[None], size=(64, 96), mode="bilinear")[0]
     torch.testing.assert_close(upsampled, expected)
