@@ -115,7 +115,7 @@ class Engine:
             with self._stage("preprocess", seconds, checkpoint):
                 pixels = to_input(image, size=size, mean=chosen.mean, std=chosen.std, device=self.device)
             with self._stage("inference", seconds, checkpoint):
-                prediction = model.predict(pixels)
+                [prediction] = model.predict(pixels)
             with self._stage("postprocess", seconds, checkpoint):
                 labels = label(
                     prediction, size=(width, height), channel_offset=chosen.channel_offset, checkpoint=checkpoint

@@ -19,6 +19,7 @@ from transformers import SegformerForSemanticSegmentation
 
 from shared.inference import networks, weights
 from shared.inference.errors import ModelUnavailable
+from shared.inference.mask2former import SemanticMask2Former
 from shared.inference.modes import Mode
 from shared.inference.postprocess import PixelLogits, QueryLogits
 
@@ -33,11 +34,10 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
 
-    def predict(self, pixels: torch.Tensor) -> PixelLogits | QueryLogits:
-        """The raw output for one normalised image, float32 (1, 3, h, w) on the same device."""
-        half = self.dtype != torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            return networks.predict(self.network, pixels)
+    def predict(self, pixels: torch.Tensor) -> list[PixelLogits] | list[QueryLogits]:
+        """The raw output for each normalised image of a batch, float32 (batch, 3, h, w) on the same device."""
+        with torch.inference_mode():
+            return networks.predict(self.network, pixels, self.dtype)
 
 
 def load(
@@ -52,7 +52,8 @@ def load(
 ) -> LoadedModel:
     """Find the weights of `mode` (see weights.find), read them, check them and move them to `device`.
 
-    With a half `dtype` the weights stay float32 and the arithmetic is autocast, except in Mask2Former's pixel decoder.
+    With a half `dtype` the large products are computed in it, and what needs the full mantissa in float32 (see
+    networks.prepare).
     Raises ModelUnavailable.
     """
     found = weights.find(mode, source=source, revision=revision, cache_folder=cache_folder, offline=offline)
@@ -66,10 +67,8 @@ def load(
     except Exception as error:
         # The readers raise almost anything on a damaged file, and each case means the same to whoever runs this.
         raise weights.unavailable(mode, f"the weights in {found.path} cannot be read: {error}") from error
-    network.eval().requires_grad_(False)
-    if dtype != torch.float32 and isinstance(network, networks.SemanticMask2Former):
-        networks.keep_pixel_decoder_precise(network)
-    return LoadedModel(mode, network.to(device), found.revision, device, dtype)
+    network = networks.prepare(network, dtype).to(device)
+    return LoadedModel(mode, network, found.revision, device, dtype)
 
 
 def _read_transformers(mode: Mode, folder: Path) -> nn.Module:
@@ -81,7 +80,7 @@ def _read_transformers(mode: Mode, folder: Path) -> nn.Module:
         raise weights.unavailable(mode, f"{folder} holds a {declared} model, not {mode.architecture}")
     kind: Any = {
         "segformer": SegformerForSemanticSegmentation,
-        "mask2former": networks.SemanticMask2Former,
+        "mask2former": SemanticMask2Former,
     }[mode.architecture]
     safe = any(path.suffix == ".safetensors" for path in weights.weight_files(folder))
     with _without_progress_bars():

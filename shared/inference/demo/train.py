@@ -23,8 +23,8 @@ from transformers import Mask2FormerConfig
 from shared.inference.demo.scenes import Scene, draw_scene
 from shared.inference.engine import Engine
 from shared.inference.labels import DEMO
+from shared.inference.mask2former import SemanticMask2Former
 from shared.inference.modes import MODES
-from shared.inference.networks import SemanticMask2Former
 from shared.inference.resize import fit_size
 
 CHANNELS = MODES["demo"].channels

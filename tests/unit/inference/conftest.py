@@ -12,7 +12,7 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deepla
 from transformers import Mask2FormerConfig, SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
 
-from shared.inference.networks import SemanticMask2Former
+from shared.inference.mask2former import SemanticMask2Former
 
 NAMES = {number: f"class {number}" for number in range(150)}
 Sources = dict[str, tuple[str, str | None]]

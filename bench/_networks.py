@@ -1,0 +1,111 @@
+"""Random networks of full size, for benchmarks: ours, and the library's own over the same weights.
+
+Not a benchmark itself. The time and memory of a network do not depend on what its weights are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
+from transformers import Mask2FormerConfig, SegformerConfig, SegformerForSemanticSegmentation
+from transformers.models.mask2former import modeling_mask2former
+
+from shared.inference.mask2former import SemanticMask2Former
+from shared.inference.networks import prepare
+
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
+MASK2FORMER_SWIN_LARGE: dict[str, Any] = {
+    "num_labels": 150,
+    "backbone_config": {
+        "model_type": "swin",
+        "image_size": 384,
+        "embed_dim": 192,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [6, 12, 24, 48],
+        "window_size": 12,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+}
+SEGFORMER_B3: dict[str, Any] = {
+    "num_labels": 150,
+    "depths": [3, 4, 18, 3],
+    "hidden_sizes": [64, 128, 320, 512],
+    "decoder_hidden_size": 768,
+}
+
+
+class _NoLoss(nn.Module):
+    """In place of the training loss, which needs scipy and takes no part in inference."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
+def build_ours(mode: str, seed: int = 0) -> Any:
+    """The network of a mode with random float32 weights, ready to run."""
+    torch.manual_seed(seed)
+    network: nn.Module
+    if mode == "sota":
+        network = SemanticMask2Former(Mask2FormerConfig(**MASK2FORMER_SWIN_LARGE))
+    elif mode == "accurate":
+        network = SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER_B3))
+    else:
+        network = _build_deeplab(mode)
+    return prepare(network, torch.float32)
+
+
+def build_library(mode: str, ours: Any) -> Any:
+    """What the library itself would load for a mode, holding the very tensors of `ours`."""
+    network: nn.Module
+    with torch.device("meta"):
+        if mode == "sota":
+            network = _build_mask2former(ours.config)
+        elif mode == "accurate":
+            network = SegformerForSemanticSegmentation(ours.config)
+    if mode not in ("sota", "accurate"):
+        network = _build_deeplab(mode)
+    # In the plain layout: where ours keeps channels last, that is not the library's doing.
+    network.load_state_dict({name: tensor.contiguous() for name, tensor in ours.state_dict().items()}, assign=True)
+    for (name, buffer), (_, source) in zip(network.named_buffers(), ours.named_buffers(), strict=True):
+        if buffer.is_meta:  # not part of the state dict
+            network.get_submodule(name.rpartition(".")[0]).register_buffer(
+                name.rpartition(".")[2], source, persistent=False
+            )
+    return network.eval().requires_grad_(False)
+
+
+def forward_of(network: nn.Module) -> Forward:
+    """Pixels (batch, 3, h, w) to the last raw outputs, as whoever uses the network would call it."""
+
+    def forward(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = network(pixels)
+        if isinstance(output, tuple):
+            return output
+        if isinstance(output, torch.Tensor):
+            return (output,)
+        if "masks_queries_logits" in output:
+            return output.masks_queries_logits, output.class_queries_logits
+        return (output["logits"] if "logits" in output else output["out"],)
+
+    return forward
+
+
+def _build_mask2former(config: Mask2FormerConfig) -> nn.Module:
+    library: Any = modeling_mask2former
+    network: nn.Module
+    with (
+        mock.patch.object(library, "Mask2FormerLoss", _NoLoss),
+        mock.patch.object(library.Mask2FormerPreTrainedModel, "_init_weights", return_value=None),
+    ):
+        network = library.Mask2FormerForUniversalSegmentation(config)
+    return network
+
+
+def _build_deeplab(mode: str) -> nn.Module:
+    build = deeplabv3_resnet50 if mode == "balanced" else deeplabv3_mobilenet_v3_large
+    network: nn.Module = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=False)
+    return network

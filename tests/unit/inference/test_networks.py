@@ -1,0 +1,60 @@
+"""SegFormer and DeepLabV3 give what their libraries give, before the upsampling to the input."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from shared.inference.networks import predict, prepare
+from shared.inference.postprocess import PixelLogits
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 96, 160), (1, 3, 75, 90)])
+def test_segformers_logits_equal_the_librarys(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {
+        "depths": [1, 2, 2, 1],
+        "hidden_sizes": [16, 32, 32, 64],
+        "num_attention_heads": [1, 2, 2, 4],
+        "decoder_hidden_size": 100,
+        "num_labels": 12,
+    }
+    config = SegformerConfig(**settings)
+    library: Any = SegformerForSemanticSegmentation(config)
+    library.eval()
+    norm = library.decode_head.batch_norm
+    for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+        torch.nn.init.normal_(tensor)
+    torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    pixels = torch.randn(shape)
+    with torch.inference_mode():
+        expected = library(pixels).logits
+        found = predict(prepare(library, torch.float32), pixels, torch.float32)
+        half = predict(library, pixels, torch.bfloat16)
+    for own, rough, other in zip(found, half, expected, strict=True):
+        assert isinstance(own, PixelLogits)
+        assert isinstance(rough, PixelLogits)
+        assert float((own.logits - other).abs().max() / other.abs().max()) < 1e-4
+        assert float((rough.logits.float() - other).abs().mean() / other.abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize("build", [deeplabv3_mobilenet_v3_large, deeplabv3_resnet50])
+def test_deeplabs_logits_equal_the_librarys(build: type) -> None:
+    torch.manual_seed(2)
+    library = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True).eval()
+    pixels = torch.randn((2, 3, 96, 128))
+    with torch.inference_mode():
+        expected = library(pixels)["out"]
+        found = predict(prepare(library, torch.float32), pixels, torch.float32)
+    for own, other in zip(found, expected, strict=True):
+        assert isinstance(own, PixelLogits)
+        whole = functional.interpolate(own.logits[None], size=(96, 128), mode="bilinear")[0]
+        assert float((whole - other).abs().max() / other.abs().max()) < 1e-4
+
+
+def test_a_network_of_another_package_is_refused() -> None:
+    with pytest.raises(TypeError, match="Linear"):
+        predict(torch.nn.Linear(1, 1), torch.zeros((1, 3, 8, 8)), torch.float32)
