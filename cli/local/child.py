@@ -14,6 +14,7 @@ import signal
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Record:
     rank: int
 
 
-class Child:
+class Child(ABC):
     """A subclass says what `start` runs, when that is ready, and how long `stop` waits."""
 
     def __init__(self, name: str, *, home: Path) -> None:
@@ -71,13 +72,13 @@ class Child:
     def running(self) -> bool:
         return self._process is not None and self.poll() is None
 
+    @abstractmethod
     def start(self) -> None:
         """Start it unless it runs, and return once it is ready; StackError, with its last words, if it does not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Stop it cleanly within a bounded time, else kill it."""
-        raise NotImplementedError
 
     def spawn(self, command: Command) -> None:
         """Run the program; its output goes straight to the log file, so that no slow reader can ever block it."""

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from abc import abstractmethod
 from pathlib import Path
 
 from cli.local.child import Child, Command, StackError
@@ -60,14 +61,14 @@ class Server(Child):
         # Whoever answered could be a stranger on the same port, were ours not alive.
         return self.running
 
-    def _prepare(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _prepare(self) -> None: ...
 
-    def _command(self) -> Command:
-        raise NotImplementedError
+    @abstractmethod
+    def _command(self) -> Command: ...
 
-    def _answers(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _answers(self) -> bool: ...
 
     def _passes(self) -> bool:
         """Whether the reason why it ended goes away by itself."""
