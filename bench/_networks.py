@@ -68,8 +68,8 @@ def build_library(mode: str, ours: Any) -> Any:
             network = SegformerForSemanticSegmentation(ours.config)
     if mode not in ("sota", "accurate"):
         network = _build_deeplab(mode)
-    # In the plain layout: where ours keeps channels last, that is not the library's doing.
-    network.load_state_dict({name: tensor.contiguous() for name, tensor in ours.state_dict().items()}, assign=True)
+    # DeepLabV3 copies, because ours keeps its channels last and that is not the library's doing.
+    network.load_state_dict(ours.state_dict(), assign=mode in ("sota", "accurate"))
     for (name, buffer), (_, source) in zip(network.named_buffers(), ours.named_buffers(), strict=True):
         if buffer.is_meta:  # not part of the state dict
             network.get_submodule(name.rpartition(".")[0]).register_buffer(
