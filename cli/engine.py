@@ -9,9 +9,6 @@ if TYPE_CHECKING:
     from shared.inference.engine import Engine
     from shared.inference.modes import Mode
 
-INPUT_SIZES = (32, 4096)
-"""As the service takes them (shared.contract)."""
-
 
 def require_core() -> None:
     """Failure unless the packages that read images and make masks are installed."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from cli import options
-from cli.engine import INPUT_SIZES
 from cli.failures import FAILED, INTERRUPTED, Failure, Misuse
 
 if TYPE_CHECKING:
@@ -54,16 +53,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", exists=True, file_okay=False, help="Score these masks; no model is run."),
     ] = None,
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=INPUT_SIZES[0],
-            max=INPUT_SIZES[1],
-            help="The model is given about N×N pixels.",
-            show_default="the mode's",
-        ),
-    ] = None,
+    input_size: options.InputSize = None,
     only: Annotated[
         Path | None,
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Names to compare, one a line: VOC's val.txt."),

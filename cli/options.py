@@ -19,6 +19,18 @@ ApiKey = Annotated[
         "--api-key", envvar="MASKLINE_API_KEY", metavar="KEY", help="Its API key.", show_default="the local stack's"
     ),
 ]
+INPUT_SIZES = (32, 4096)
+"""As the service takes them (shared.contract)."""
+InputSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=INPUT_SIZES[0],
+        max=INPUT_SIZES[1],
+        help="The model is given about N×N pixels.",
+        show_default="the mode's",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.engine import INPUT_SIZES
 from cli.failures import FAILED, INTERRUPTED, Failure, Misuse
 
 if TYPE_CHECKING:
@@ -39,16 +38,7 @@ def segment(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also NAME.overlay.png, the classes over the image.")] = (
         False
     ),
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=INPUT_SIZES[0],
-            max=INPUT_SIZES[1],
-            help="The model is given about N×N pixels.",
-            show_default="the mode's",
-        ),
-    ] = None,
+    input_size: options.InputSize = None,
     force: Annotated[bool, typer.Option("--force", help="Replace masks that are there already.")] = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -86,7 +86,6 @@ class Worker(Group):
 
 class Upkeep(Group):
     period_seconds: Seconds = 2
-    rehint_seconds: Seconds = 10
     worker_gone_seconds: Seconds = 60
 
 

@@ -61,8 +61,3 @@ class SourceTooLarge(MasklineError):
 class StorageUnavailable(MasklineError):
     code = "storage_unavailable"
     retryable = True
-
-
-class ModeNotServed(MasklineError):
-    code = "mode_not_served"
-    retryable = True

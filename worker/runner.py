@@ -6,7 +6,7 @@ writes nothing at all. What an image needs in between is `worker/images.py`.
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import update
@@ -35,8 +35,6 @@ log = structlog.get_logger(__name__)
 OLDEST_FIRST_EVERY = 16  # one claim in so many takes the oldest step whatever its priority, so that none starves
 DATABASE_PAUSE_SECONDS = 0.5
 DATABASE_AWAY = (OperationalError, PoolTimeoutError)
-
-Written = TypeVar("Written")
 
 
 class Runner:
