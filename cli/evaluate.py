@@ -155,11 +155,12 @@ def _choose_maker(
             f"mode {mode} gives {chosen.label_space} ids, which cannot be compared with {protocol.label_space.name}"
         )
     from shared.inference import media
+    from shared.inference.recipe import Recipe
 
     limit, engine = load_pixel_limit(), open_engine()
 
     def make(path: Path) -> "tuple[NDArray[np.uint8], dict[str, Any]]":
-        made = engine.segment(media.read_image(path, max_pixels=limit), mode, input_size=input_size)
+        made = engine.segment(media.read_image(path, max_pixels=limit), mode, Recipe(input_size=input_size))
         # The exact input follows each image's aspect; of a whole set, only the asked-for side can be told.
         return made.mask, {**asdict(made.model), "input_size": input_size or chosen.input_size}
 

@@ -101,12 +101,13 @@ def _make_all(tasks: Sequence[Task], mode: "Mode", *, input_size: int | None) ->
     from cli.progress import track
     from shared.inference import media
     from shared.inference.errors import InferenceError, ModelUnavailable
+    from shared.inference.recipe import Recipe
 
     limit, engine = load_pixel_limit(), open_engine()
     for task in track(tasks, name=lambda task: task.image.name):
         try:
             image = media.read_image(task.image, max_pixels=limit)
-            made = engine.segment(image, mode.name, input_size=input_size)
+            made = engine.segment(image, mode.name, Recipe(input_size=input_size))
         except ModelUnavailable as error:
             raise Failure(str(error)) from error
         except InferenceError as error:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared import models
+from shared.inference.recipe import Recipe
 
 ModeName = Literal["fast", "balanced", "accurate", "sota", "demo"]
 OutputName = Literal["mask", "overlay"]
@@ -23,6 +24,10 @@ class Options(Wire):
         default=None, description="Side of the square with as many pixels as the model is given."
     )
     outputs: Annotated[tuple[OutputName, ...], Field(min_length=1)] = ("mask",)
+
+    def recipe(self) -> Recipe:
+        """What the inference core is told."""
+        return Recipe(input_size=self.input_size)
 
 
 class Progress(Wire):

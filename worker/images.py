@@ -58,7 +58,7 @@ def make_result(
     with _timed(seconds, "decode"):
         image = media.read_image(source, max_pixels=limits.image_pixels)
     tell("segmenting")
-    made = engine.segment(image, job.mode, input_size=options.input_size, checkpoint=checkpoint)
+    made = engine.segment(image, job.mode, options.recipe(), checkpoint=checkpoint)
     tell("storing")
     with _timed(seconds, "encode"):
         files = list(_encode(image, made.mask, job.mode, options))

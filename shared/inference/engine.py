@@ -4,7 +4,7 @@ One engine belongs to one thread; it runs one image at a time. Files are read by
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from shared.inference.errors import OutOfMemory
 from shared.inference.loading import LoadedModel, load
 from shared.inference.modes import MODES, Mode
 from shared.inference.postprocess import label, proceed
+from shared.inference.recipe import DEFAULT, Recipe
 from shared.inference.resize import fit_size, to_input
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -89,25 +90,47 @@ class Engine:
         side = _mode(mode).input_size
         self.segment(np.full((side, side, 3), 127, dtype=np.uint8), mode)
 
+    @property
+    def batch_images(self) -> int:
+        """The most images that are worth giving to `segment_batch` together."""
+        return 1
+
+    def input_size(self, width: int, height: int, mode: str, recipe: Recipe = DEFAULT) -> tuple[int, int] | None:
+        """The (width, height) that an image of this size has for the model; None if it takes several passes.
+
+        Images for which it is the same go through the model together.
+        """
+        return fit_size(width, height, recipe.input_size or _mode(mode).input_size)
+
+    def segment_batch(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        mode: str,
+        recipe: Recipe = DEFAULT,
+        *,
+        checkpoint: Callable[[], None] = proceed,
+    ) -> list[Segmentation]:
+        """As `segment`, of several images whose `input_size` is the same."""
+        return [self.segment(image, mode, recipe, checkpoint=checkpoint) for image in images]
+
     def segment(
         self,
         image: NDArray[np.uint8],
         mode: str,
+        recipe: Recipe = DEFAULT,
         *,
-        input_size: int | None = None,
         checkpoint: Callable[[], None] = proceed,
     ) -> Segmentation:
         """Label every pixel of uint8 RGB (height, width, 3) with a class id of the mode's label space.
 
-        `input_size` N replaces the mode's own: the model sees about N×N pixels. `checkpoint` is called between the
-        stages and may raise to stop; what it raises passes through. Raises ModelUnavailable, OutOfMemory, and
-        ValueError for an unknown mode or an array of another kind.
+        `checkpoint` is called between the stages and may raise to stop; what it raises passes through. Raises
+        ModelUnavailable, OutOfMemory, and ValueError for an unknown mode or an array of another kind.
         """
         chosen = _mode(mode)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image is uint8 (height, width, 3), not {image.dtype} {image.shape}")
         height, width = image.shape[:2]
-        size = fit_size(width, height, input_size or chosen.input_size)
+        size = fit_size(width, height, recipe.input_size or chosen.input_size)
         seconds: dict[str, float] = {}
         with self._watch_memory(f"{width}×{height} in mode {mode} at {size[0]}×{size[1]}"):
             with self._stage("load", seconds, checkpoint):

@@ -10,6 +10,7 @@ from shared.inference.device import choose_device, describe_device
 from shared.inference.engine import Engine
 from shared.inference.errors import OutOfMemory
 from shared.inference.postprocess import PixelLogits, QueryLogits, label
+from shared.inference.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
 
@@ -63,7 +64,7 @@ def test_a_device_that_is_full_says_so_and_works_again_afterwards(scene: NDArray
     torch.cuda.set_per_process_memory_fraction(0.001, engine.device)
     try:
         with pytest.raises(OutOfMemory, match="input_size"):
-            engine.segment(scene, "demo", input_size=2048)
+            engine.segment(scene, "demo", Recipe(input_size=2048))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, engine.device)
     assert engine.segment(scene, "demo").mask.shape == scene.shape[:2]

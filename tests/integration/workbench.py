@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shared.broker import GPU, Hints
 from shared.config import Settings
 from shared.db import SessionFactory
+from shared.inference.recipe import Recipe
 from shared.models import Worker
 from shared.storage import Storage
 from worker.heart import Heart
@@ -63,11 +64,9 @@ class FakeEngine:
     asked: list[tuple[tuple[int, ...], str, int | None]] = field(default_factory=list)
     """The image's shape, the mode and the input size of every call."""
 
-    def segment(
-        self, image: NDArray[np.uint8], mode: str, *, input_size: int | None = None, checkpoint: Callable[[], None]
-    ) -> Made:
+    def segment(self, image: NDArray[np.uint8], mode: str, recipe: Recipe, *, checkpoint: Callable[[], None]) -> Made:
         checkpoint()
-        self.asked.append((image.shape, mode, input_size))
+        self.asked.append((image.shape, mode, recipe.input_size))
         self.meanwhile()
         checkpoint()
         return Made(mask=np.full(image.shape[:2], CLASS_ID, dtype=np.uint8))

@@ -11,6 +11,7 @@ from PIL import Image
 from shared.inference.engine import Engine
 from shared.inference.labels import DEMO
 from shared.inference.masks import decode_mask
+from shared.inference.recipe import Recipe
 from tests.unit.cli.conftest import Maskline
 from tests.unit.cli.scenes import write_scenes
 
@@ -23,7 +24,7 @@ def test_a_folder_of_images_becomes_a_folder_of_the_engines_masks(maskline: Mask
     engine = Engine(offline=True)
     for name, scene in scenes.items():
         mask = decode_mask((folder / "made" / "here" / f"{name}.png").read_bytes())
-        assert np.array_equal(mask, engine.segment(scene.image, "demo", input_size=128).mask)
+        assert np.array_equal(mask, engine.segment(scene.image, "demo", Recipe(input_size=128)).mask)
 
 
 def test_json_is_one_object_per_image_with_what_made_its_mask(maskline: Maskline, folder: Path) -> None:

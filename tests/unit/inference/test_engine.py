@@ -13,6 +13,7 @@ from shared.inference.device import choose_device, describe_device
 from shared.inference.engine import Engine
 from shared.inference.errors import ModelUnavailable, OutOfMemory
 from shared.inference.modes import MODES
+from shared.inference.recipe import Recipe
 from tests.unit.inference.conftest import Sources
 
 
@@ -25,7 +26,7 @@ def engine(sources: Sources) -> Engine:
 def test_every_mode_gives_a_mask_of_its_classes_at_the_images_own_size(
     mode: str, engine: Engine, photo: NDArray[np.uint8]
 ) -> None:
-    result = engine.segment(photo, mode, input_size=128)
+    result = engine.segment(photo, mode, Recipe(input_size=128))
     assert result.mask.shape == photo.shape[:2]
     assert result.mask.dtype == np.uint8
     assert result.mask.min() >= MODES[mode].channel_offset
@@ -47,7 +48,7 @@ def test_a_model_stays_warm_and_answers_the_same(sources: Sources, photo: NDArra
     engine.warm_up("demo")
     assert engine.loaded == ("demo",)
     first = engine.segment(photo, "demo")
-    small = engine.segment(photo[:33, :20], "demo", input_size=64)
+    small = engine.segment(photo[:33, :20], "demo", Recipe(input_size=64))
     again = engine.segment(photo, "demo")
     assert first.load_seconds < 0.05
     assert small.mask.shape == (33, 20)
@@ -58,7 +59,7 @@ def test_a_model_stays_warm_and_answers_the_same(sources: Sources, photo: NDArra
 @pytest.mark.parametrize("mode", ["accurate", "demo"])
 def test_images_of_any_shape_are_labelled(mode: str, shape: tuple[int, int, int], engine: Engine) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    assert engine.segment(image, mode, input_size=64).mask.shape == shape[:2]
+    assert engine.segment(image, mode, Recipe(input_size=64)).mask.shape == shape[:2]
 
 
 def test_the_modes_own_input_size_is_the_default(engine: Engine) -> None:
