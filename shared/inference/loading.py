@@ -34,6 +34,12 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def weight_bytes(self) -> int:
+        """What its parameters and buffers take in memory."""
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def predict(self, pixels: torch.Tensor) -> list[PixelLogits] | list[QueryLogits]:
         """The raw output for each normalised image of a batch, float32 (batch, 3, h, w) on the same device."""
         with torch.inference_mode():

@@ -26,6 +26,19 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class PublishedInput:
+    """How the published evaluation resized: aspect kept, the shorter side to `shorter` pixels, or less where the longer
+    one would exceed `longer`. A side is its exact length plus `rounding`, cut to whole pixels, and then made a multiple
+    of 32 by padding or by stretching, or not at all.
+    """
+
+    shorter: int
+    longer: int | None
+    align: Literal["no", "pad", "stretch"]
+    rounding: float = 0.5
+
+
+@dataclass(frozen=True)
 class Mode:
     """One choosable model.
 
@@ -49,6 +62,8 @@ class Mode:
     licence: str
     commercial_use: bool | None
     quality: Quality
+    published: PublishedInput | None
+    """None where the evaluation resized as every job does."""
     expected_memory_bytes: int | None
     """The device memory that the design this service started from expects on a T4: a claim, not a measurement."""
     help: str
@@ -85,6 +100,7 @@ MODES = {
             licence=_TORCHVISION_LICENCE,
             commercial_use=None,
             quality=Quality("COCO-val2017, 20 VOC classes + background", 60.3, "single scale, shorter side 520"),
+            published=PublishedInput(shorter=520, longer=None, align="no", rounding=0),
             expected_memory_bytes=1_200_000_000,
             help="The quickest: people, animals, vehicles and a few household things, with coarse borders. "
             "For live previews and for machines without a GPU.",
@@ -104,6 +120,7 @@ MODES = {
             licence=_TORCHVISION_LICENCE,
             commercial_use=None,
             quality=Quality("COCO-val2017, 20 VOC classes + background", 66.4, "single scale, shorter side 520"),
+            published=PublishedInput(shorter=520, longer=None, align="no", rounding=0),
             expected_memory_bytes=2_500_000_000,
             help="The same 20 classes as `fast`, found more reliably, at about ten times the arithmetic. "
             "A sound default where these classes are enough.",
@@ -123,6 +140,7 @@ MODES = {
             licence="NVIDIA Source Code License for SegFormer: non-commercial use only",
             commercial_use=False,
             quality=Quality("ADE20K val", 49.4, "single scale; 50.0 multi-scale and flipped"),
+            published=PublishedInput(shorter=512, longer=2048, align="stretch"),
             expected_memory_bytes=4_500_000_000,
             help="Labels every pixel with one of 150 indoor and outdoor classes, at moderate cost. "
             "For scene understanding where `sota` is too slow.",
@@ -142,6 +160,7 @@ MODES = {
             licence='The code is MIT; the model card says "other", and the training images are for research',
             commercial_use=None,
             quality=Quality("ADE20K val", 56.1, "single scale, shorter side 640; 57.3 multi-scale and flipped"),
+            published=PublishedInput(shorter=640, longer=2560, align="pad"),
             expected_memory_bytes=6_500_000_000,
             help="The best masks: 150 classes, small objects, precise borders. For recording and archiving results, "
             "where quality counts more than the seconds it takes.",
@@ -161,6 +180,7 @@ MODES = {
             licence="Apache-2.0, as the rest of Maskline",
             commercial_use=True,
             quality=Quality("generated scenes that were not trained on", 91.8, "measured by the training script"),
+            published=None,
             expected_memory_bytes=None,
             help="Knows nine classes of drawn landscapes and nothing of photographs. It ships with Maskline, so the "
             "whole service runs on a machine that has neither a GPU nor a network.",

@@ -4,14 +4,16 @@ Whole planes at full size would take gigabytes (150 classes of a 4K frame: 5 GB)
 of them give the labels of the whole computation: by cells on a CPU, by tiles elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shared.inference.blend import Sheet, blend
 from shared.inference.cells import label_cells
+from shared.inference.passes import Pass
 from shared.inference.scores import PixelScores, QueryScores, Scores
 from shared.inference.tiles import label_tiles
 
@@ -66,8 +68,39 @@ def label(
     `checkpoint` is called between the parts of the work and may raise to stop. Raises ValueError for ids beyond 8 bits
     and an `unlabeled_below` outside 0 to 1.
     """
-    if not 0 <= unlabeled_below <= 1:
-        raise ValueError(f"unlabeled_below {unlabeled_below} is not between 0 and 1")
+    planes, weights = _planes_and_weights(prediction, channel_offset)
+    wanted = confidence or unlabeled_below > 0
+    winners, shares = _winners(planes, weights, size, confidence=wanted, checkpoint=checkpoint)
+    return _finish(winners, shares, channel_offset, confidence, unlabeled_below)
+
+
+@torch.inference_mode()
+def combine(
+    predictions: Iterable[tuple[Pass, PixelLogits | QueryLogits]],
+    *,
+    size: tuple[int, int],
+    channel_offset: int,
+    confidence: bool = False,
+    unlabeled_below: float = 0.0,
+    checkpoint: Callable[[], None] = proceed,
+) -> Labels:
+    """As `label`, from several passes ordered by the top of their areas: the scores of all that show a pixel count.
+
+    Per-pixel logits are turned into softmax probabilities before they are added (see blend).
+    """
+    winners, shares = blend(
+        (Sheet(*_planes_and_weights(prediction, channel_offset), shown) for shown, prediction in predictions),
+        size=size,
+        confidence=confidence or unlabeled_below > 0,
+        checkpoint=checkpoint,
+    )
+    on_cpu = None if shares is None else shares.cpu().numpy()
+    return _finish(winners.cpu().numpy(), on_cpu, channel_offset, confidence, unlabeled_below)
+
+
+def _planes_and_weights(
+    prediction: PixelLogits | QueryLogits, channel_offset: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     if isinstance(prediction, PixelLogits):
         planes, weights = prediction.logits, None
         count = planes.shape[0]
@@ -76,8 +109,19 @@ def label(
         count = weights.shape[1]
     if count + channel_offset > 256:
         raise ValueError(f"{count} channels from id {channel_offset} do not fit the 8 bits of a mask")
-    wanted = confidence or unlabeled_below > 0
-    mask, shares = _winners(planes, weights, size, confidence=wanted, checkpoint=checkpoint)
+    return planes, weights
+
+
+def _finish(
+    winners: NDArray[np.uint8],
+    shares: NDArray[np.uint8] | None,
+    channel_offset: int,
+    confidence: bool,
+    unlabeled_below: float,
+) -> Labels:
+    if not 0 <= unlabeled_below <= 1:
+        raise ValueError(f"unlabeled_below {unlabeled_below} is not between 0 and 1")
+    mask = winners
     mask += np.uint8(channel_offset)
     if shares is not None and unlabeled_below > 0:
         mask[shares < unlabeled_below * 255] = 0

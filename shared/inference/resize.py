@@ -39,18 +39,24 @@ def to_input(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     device: torch.device,
+    padded: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Resize and normalise (height, width, 3) uint8 RGB on the device: float32 (1, 3, size[1], size[0]).
 
-    Bilinear with antialiasing, in floating point; then / 255, - mean, / std.
+    Bilinear with antialiasing, in floating point; then / 255, - mean, / std. To `padded` (width, height), if given,
+    it is filled up with zeros at the right and below.
     """
     width, height = size
     # torch takes neither mirrored views nor read-only arrays; anything else is passed on without a copy.
-    pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).to(device)
-    planes = torch.empty((1, 3, height, width), dtype=torch.float32, device=device)
+    pixels = torch.from_numpy(np.require(image, requirements=("C", "W")))
+    if device.type == "cuda":
+        # Only from pinned memory does the copy go by itself while the CPU prepares what follows.
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    columns, rows = padded or size
+    planes = torch.zeros((1, 3, rows, columns), dtype=torch.float32, device=device)
     # One channel at a time, because the whole image as float32 would take four times its bytes.
     for channel in range(3):
         plane = pixels[None, None, :, :, channel].to(torch.float32)
         plane = functional.interpolate(plane, size=(height, width), mode="bilinear", antialias=True)
-        planes[:, channel] = (plane[:, 0] / 255 - mean[channel]) / std[channel]
+        planes[:, channel, :height, :width] = (plane[:, 0] / 255 - mean[channel]) / std[channel]
     return planes

@@ -4,7 +4,8 @@ Bilinear resizing with align_corners=False: position p of `length` lies at (p + 
 to the first and last sample.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,22 @@ class Axis:
         """How many runs there are."""
         return len(self.starts) - 1
 
+    def reverse(self) -> Self:
+        """The same positions from the last to the first."""
+        starts = len(self.lower) - self.starts[::-1]
+        return replace(
+            self, lower=self.lower[::-1].copy(), upper=self.upper[::-1].copy(),
+            weight=self.weight[::-1].copy(), starts=starts,
+        )  # fmt: skip
 
-def axis(length: int, samples: int) -> Axis:
-    """The axis of `length` positions over `samples` samples, both at least 1."""
+
+def axis(length: int, samples: int, span: float | None = None) -> Axis:
+    """The axis of `length` positions over `samples` samples, both at least 1.
+
+    `span` is how many positions the samples reach over, where they go on beyond the last position.
+    """
     # Double precision: single would misplace positions by hundredths of a cell in the longest images.
-    exact = (np.arange(length, dtype=np.float64) + 0.5) * (samples / length) - 0.5
+    exact = (np.arange(length, dtype=np.float64) + 0.5) * (samples / (span or length)) - 0.5
     exact = exact.clip(0, samples - 1)
     # The last sample is the end of the cell before it, not the start of one of its own.
     lower = np.minimum(np.floor(exact).astype(np.int64), max(samples - 2, 0))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional
 
-from shared.inference.sampling import axis
+from shared.inference.sampling import Axis, axis
 
 TILE_BYTES = 64 * 2**20
 """About how much the planes of one tile may take."""
@@ -33,9 +33,11 @@ def label_tiles(
     channels = torch.empty((height, width), dtype=torch.uint8, device=planes.device)
     shares = torch.empty_like(channels) if confidence else None
     floats_per_pixel = 2 * planes.shape[0] + (0 if weights is None else weights.shape[1])
+    down, across = axis(height, planes.shape[1]), axis(width, planes.shape[2])
     for rows, columns in _tiles(width, height, TILE_BYTES // (4 * floats_per_pixel)):
         checkpoint()
-        scores = _sample(planes, rows, columns, size)
+        # Whole rows of pixels are resized as planes are: the same interpolation in a quarter of the time.
+        scores = sample(planes, down, rows, None if len(columns) == width else across, columns)
         if weights is not None:
             scores = torch.tensordot(weights.T, scores.sigmoid_(), dims=1)
         best, winner = scores.max(dim=0)
@@ -57,25 +59,24 @@ def _tiles(width: int, height: int, pixels: int) -> Iterator[tuple[range, range]
             yield rows, range(left, min(left + columns_per_tile, width))
 
 
-def _sample(planes: torch.Tensor, rows: range, columns: range, size: tuple[int, int]) -> torch.Tensor:
-    """The part of `planes` resized to `size` that lies in `rows` and `columns`: (planes, rows, columns)."""
-    width, height = size
-    upper, lower, down = _taps(rows, height, planes.shape[1], planes.device)
-    lines = torch.lerp(planes[:, upper], planes[:, lower], down[:, None])
-    if len(columns) == width:
-        # Rows stay as they are (their scale is 1), so this is the same interpolation in a quarter of the time.
-        return functional.interpolate(lines[None], size=(len(rows), width), mode="bilinear")[0]
-    left, right, across = _taps(columns, width, planes.shape[2], planes.device)
-    return torch.lerp(lines[:, :, left], lines[:, :, right], across)
+def sample(planes: torch.Tensor, down: Axis, rows: range, across: Axis | None, columns: range) -> torch.Tensor:
+    """The values of `planes` (V, h, w) where `rows` and `columns` cross: (V, rows, columns).
+
+    Without `across`, `columns` are all there are and the planes reach exactly over them.
+    """
+    upper, lower, weight = _taps(down, rows, planes.device)
+    lines = torch.lerp(planes[:, upper], planes[:, lower], weight[:, None])
+    if across is None:
+        return functional.interpolate(lines[None], size=(len(rows), len(columns)), mode="bilinear")[0]
+    left, right, weight = _taps(across, columns, planes.device)
+    return torch.lerp(lines[:, :, left], lines[:, :, right], weight)
 
 
-def _taps(
-    positions: range, length: int, samples: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _taps(line: Axis, positions: range, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The two samples of each position of one axis and the weight of the second."""
-    whole, part = axis(length, samples), slice(positions.start, positions.stop)
+    part = slice(positions.start, positions.stop)
     return (
-        torch.from_numpy(whole.lower[part]).to(device),
-        torch.from_numpy(whole.upper[part]).to(device),
-        torch.from_numpy(whole.weight[part]).to(device),
+        torch.from_numpy(line.lower[part]).to(device),
+        torch.from_numpy(line.upper[part]).to(device),
+        torch.from_numpy(line.weight[part]).to(device),
     )

@@ -15,7 +15,7 @@ from bench.logits import random_pixels, random_queries, structured_pixels, struc
 from shared.inference import cells, tiles
 from shared.inference.cells import label_cells
 from shared.inference.postprocess import PixelLogits, QueryLogits, label
-from shared.inference.sampling import MAX_RUN, axis
+from shared.inference.sampling import MAX_RUN, Axis, axis
 from shared.inference.scores import QueryScores
 from shared.inference.tiles import label_tiles
 
@@ -170,14 +170,14 @@ def test_runs_lie_between_the_same_two_samples(length: int, samples: int) -> Non
 
 def test_no_tile_holds_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    sample = tiles._sample  # noqa: SLF001
+    sample = tiles.sample
 
-    def spy(planes: torch.Tensor, rows: range, columns: range, size: Size) -> torch.Tensor:
-        tile = sample(planes, rows, columns, size)
+    def spy(planes: torch.Tensor, down: Axis, rows: range, across: Axis | None, columns: range) -> torch.Tensor:
+        tile = sample(planes, down, rows, across, columns)
         seen.append(tile.numel() * 4)
         return tile
 
-    monkeypatch.setattr(tiles, "_sample", spy)
+    monkeypatch.setattr(tiles, "sample", spy)
     monkeypatch.setattr(tiles, "TILE_BYTES", 200_000)
     prediction = random_prediction("queries")
     assert_same_as_whole_plane(by_tiles(prediction, (5000, 40)), prediction, (5000, 40))
