@@ -2,7 +2,10 @@
 
 import io
 import zlib
+from collections.abc import Callable
 
+import av
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,6 +35,33 @@ def test_a_mask_comes_back_bit_for_bit(height: int, width: int, seed: int, noisy
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.mode, image.size) == ("PNG", "L", (width, height))
         assert np.array_equal(np.asarray(image), labels)
+
+
+def read_with_opencv(data: bytes) -> NDArray[np.generic]:
+    labels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    assert labels is not None
+    return labels
+
+
+def read_with_pillow(data: bytes) -> NDArray[np.generic]:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image)
+
+
+def read_with_pyav(data: bytes) -> NDArray[np.generic]:
+    with av.open(io.BytesIO(data), "r") as container:
+        [frame] = container.decode(video=0)
+        assert frame.format.name == "gray"
+        return frame.to_ndarray()
+
+
+@pytest.mark.parametrize("read", [read_with_opencv, read_with_pillow, read_with_pyav])
+@pytest.mark.parametrize("size", [(16, 16), (256, 1), (1, 256), (257, 31), (1, 1)])
+def test_others_read_the_same_ids(read: Callable[[bytes], NDArray[np.generic]], size: tuple[int, int]) -> None:
+    labels = np.resize(np.arange(256, dtype=np.uint8), size)
+    found = read(encode_mask(labels))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, labels)
 
 
 def test_a_mask_that_is_a_view_of_another_array_is_encoded_as_it_looks() -> None:
