@@ -4,10 +4,13 @@ Not a benchmark itself. The time and memory of a network do not depend on what i
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import safetensors.torch
 import torch
+import transformers.utils.logging
 from torch import nn
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
 from transformers import Mask2FormerConfig, SegformerConfig, SegformerForSemanticSegmentation
@@ -63,7 +66,7 @@ def build_library(mode: str, ours: Any) -> Any:
     network: nn.Module
     with torch.device("meta"):
         if mode == "sota":
-            network = _build_mask2former(ours.config)
+            network = build_mask2former(ours.config)
         elif mode == "accurate":
             network = SegformerForSemanticSegmentation(ours.config)
     if mode not in ("sota", "accurate"):
@@ -76,6 +79,16 @@ def build_library(mode: str, ours: Any) -> Any:
                 name.rpartition(".")[2], source, persistent=False
             )
     return network.eval().requires_grad_(False)
+
+
+def write_checkpoint(mode: str, network: Any, folder: Path) -> None:
+    """Write a float32 network of `build_ours` as its checkpoint is published, for `shared.inference.loading`."""
+    if mode in ("sota", "accurate"):
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        network.save_pretrained(folder)
+    else:
+        tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        safetensors.torch.save_file(tensors, folder / "model.safetensors")
 
 
 def forward_of(network: nn.Module) -> Forward:
@@ -94,7 +107,7 @@ def forward_of(network: nn.Module) -> Forward:
     return forward
 
 
-def _build_mask2former(config: Mask2FormerConfig) -> nn.Module:
+def build_mask2former(config: Mask2FormerConfig) -> nn.Module:
     library: Any = modeling_mask2former
     network: nn.Module
     with (
