@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 import transformers.utils.logging
 from torch import nn
-from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
+from torchvision.models.segmentation import DeepLabV3, deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
 from transformers import Mask2FormerConfig, SegformerConfig, SegformerForSemanticSegmentation
 from transformers.models.mask2former import modeling_mask2former
 
@@ -58,7 +58,31 @@ def build_ours(mode: str, seed: int = 0) -> Any:
         network = SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER_B3))
     else:
         network = _build_deeplab(mode)
+    _enliven(network)
     return prepare(network, torch.float32)
+
+
+@torch.no_grad()
+def _enliven(network: nn.Module) -> None:
+    """Make random weights tell places and queries apart, as trained ones do.
+
+    As they are, a DeepLabV3's activations fade to nothing and the queries of a Mask2Former become one: every image
+    would have one class, and its mask would cost nothing.
+    """
+    if isinstance(network, SemanticMask2Former):
+        transformer = network.model.transformer_module
+        for embedding in (transformer.queries_features, transformer.queries_embedder):
+            embedding.weight.normal_()
+        for name, parameter in transformer.decoder.layers.named_parameters():
+            if name.endswith(("out_proj.weight", "fc2.weight")):
+                parameter.mul_(0.1)
+        transformer.get_submodule("decoder.mask_predictor.mask_embedder.2.0").weight.mul_(8)
+        network.class_predictor.weight.mul_(10)
+    elif isinstance(network, DeepLabV3):
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0
+        network.train()(torch.randn((2, 3, 128, 128)))
 
 
 def build_library(mode: str, ours: Any) -> Any:

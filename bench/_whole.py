@@ -87,7 +87,7 @@ def measure(mode: str, size: Size, engine: Engine, library: Library, repeats: in
     turns: list[dict[str, float]] = []
     warmed = False
     while len(turns) < repeats:
-        seconds, agreement = _take_turn(mode, image, engine, library)
+        seconds, labels = _take_turn(mode, image, engine, library)
         if not warmed and seconds["ours_total"] + seconds["library_total"] < QUICK_SECONDS:
             repeats *= QUICK_REPEATS
         else:
@@ -101,10 +101,13 @@ def measure(mode: str, size: Size, engine: Engine, library: Library, repeats: in
         # Of each turn's two times, and then the median: what slows a whole turn down drops out.
         ratios = [turn[f"{way}_{stage}"] / turn[f"ours_{stage}"] for turn in turns]
         case[f"{stage}_speedup_vs_{way}"] = statistics.median(ratios)
-    return {**case, "label_agreement": agreement}
+    return {**case, **labels}
 
 
-def _take_turn(mode: str, image: NDArray[np.uint8], engine: Engine, library: Library) -> tuple[dict[str, float], float]:
+def _take_turn(
+    mode: str, image: NDArray[np.uint8], engine: Engine, library: Library
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The seconds of every stage, and what there is to say of the labels."""
     chosen, device = MODES[mode], engine.device
     size = (image.shape[1], image.shape[0])
     with seeing(mode, size):
@@ -127,8 +130,8 @@ def _take_turn(mode: str, image: NDArray[np.uint8], engine: Engine, library: Lib
     for way in ("library", "straightforward"):
         shared = seconds["library_preprocess"] + seconds["library_forward"]
         seconds[f"{way}_total"] = shared + seconds[f"{way}_masks"]
-    agreement = (torch.from_numpy(ours.mask) - chosen.channel_offset == labels).double().mean().item()
-    return seconds, agreement
+    same_labels = torch.from_numpy(ours.mask) - chosen.channel_offset == labels
+    return seconds, {"classes": len(np.unique(ours.mask)), "label_agreement": same_labels.double().mean().item()}
 
 
 def _timed(device: torch.device, work: Callable[[], Result]) -> tuple[float, Result]:
