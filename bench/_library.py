@@ -24,11 +24,11 @@ Output = tuple[torch.Tensor, ...]
 
 
 class Library:
-    """The library's network of a mode over the tensors of `ours`, and what belongs before and after it."""
+    """The library's network of a mode over the weights of `network`, and what belongs before and after it."""
 
-    def __init__(self, mode: str, ours: Any, device: torch.device) -> None:
+    def __init__(self, mode: str, network: Any, device: torch.device) -> None:
         self._mode = MODES[mode]
-        self._network = build_library(mode, ours).to(device)
+        self._network = build_library(mode, network).to(device)
         self._device = device
         kinds: dict[str, Any] = {"sota": Mask2FormerImageProcessor, "accurate": SegformerImageProcessor}
         self._processor = kinds[mode]() if mode in kinds else None

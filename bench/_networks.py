@@ -3,6 +3,7 @@
 Not a benchmark itself. The time and memory of a network do not depend on what its weights are.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ class _NoLoss(nn.Module):
         super().__init__()
 
 
-def build_ours(mode: str, seed: int = 0) -> Any:
-    """The network of a mode with random float32 weights, ready to run."""
+def build_random(mode: str, seed: int = 0) -> Any:
+    """The network of a mode with random float32 weights, as it would be read from its files."""
     torch.manual_seed(seed)
     network: nn.Module
     if mode == "sota":
@@ -59,7 +60,14 @@ def build_ours(mode: str, seed: int = 0) -> Any:
     else:
         network = _build_deeplab(mode)
     _enliven(network)
-    return prepare(network, torch.float32)
+    return network.eval().requires_grad_(False)
+
+
+def build_both(mode: str, device: torch.device) -> tuple[Any, Any]:
+    """Ours in float32, ready to run, and the library's own of the same weights."""
+    network = build_random(mode)
+    library = build_library(mode, network).to(device)
+    return prepare(network, torch.float32).to(device), library
 
 
 @torch.no_grad()
@@ -85,34 +93,35 @@ def _enliven(network: nn.Module) -> None:
         network.train()(torch.randn((2, 3, 128, 128)))
 
 
-def build_library(mode: str, ours: Any) -> Any:
-    """What the library itself would load for a mode, holding the very tensors of `ours`."""
-    network: nn.Module
+def build_library(mode: str, network: Any) -> Any:
+    """What the library itself would load for a mode: the very tensors of `network`, or of DeepLabV3 copies.
+
+    DeepLabV3 is the library's own class in both, and ours is changed when it is prepared.
+    """
+    if mode not in ("sota", "accurate"):
+        return copy.deepcopy(network)
+    library: nn.Module
     with torch.device("meta"):
         if mode == "sota":
-            network = build_mask2former(ours.config)
-        elif mode == "accurate":
-            network = SegformerForSemanticSegmentation(ours.config)
-    if mode not in ("sota", "accurate"):
-        network = _build_deeplab(mode)
-    # DeepLabV3 copies, because ours keeps its channels last and that is not the library's doing.
-    network.load_state_dict(ours.state_dict(), assign=mode in ("sota", "accurate"))
-    for (name, buffer), (_, source) in zip(network.named_buffers(), ours.named_buffers(), strict=True):
+            library = build_mask2former(network.config)
+        else:
+            library = SegformerForSemanticSegmentation(network.config)
+    library.load_state_dict(network.state_dict(), assign=True)
+    for (name, buffer), (_, source) in zip(library.named_buffers(), network.named_buffers(), strict=True):
         if buffer.is_meta:  # not part of the state dict
-            network.get_submodule(name.rpartition(".")[0]).register_buffer(
+            library.get_submodule(name.rpartition(".")[0]).register_buffer(
                 name.rpartition(".")[2], source, persistent=False
             )
-    return network.eval().requires_grad_(False)
+    return library.eval().requires_grad_(False)
 
 
 def write_checkpoint(mode: str, network: Any, folder: Path) -> None:
-    """Write a float32 network of `build_ours` as its checkpoint is published, for `shared.inference.loading`."""
+    """Write a network of `build_random` as its checkpoint is published, for `shared.inference.loading`."""
     if mode in ("sota", "accurate"):
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         network.save_pretrained(folder)
     else:
-        tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        safetensors.torch.save_file(tensors, folder / "model.safetensors")
+        safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
 
 
 def forward_of(network: nn.Module) -> Forward:

@@ -53,7 +53,7 @@ def paint(size: Size) -> NDArray[np.uint8]:
 
 def open_ways(mode: str, folder: Path, device: torch.device) -> tuple[Engine, Library]:
     """Ours and the library's way, with the same random weights, which are left in `folder`; both have run once."""
-    network = _networks.build_ours(mode)
+    network = _networks.build_random(mode)
     _networks.write_checkpoint(mode, network, folder)
     library = Library(mode, network, device)
     del network

@@ -14,7 +14,7 @@ import sys
 import torch
 
 from bench._meter import in_child, now, peak_bytes
-from bench._networks import build_library, build_ours, forward_of
+from bench._networks import build_both, forward_of
 from shared.inference.device import choose_device, describe_device
 from shared.inference.networks import predict
 from shared.inference.postprocess import QueryLogits
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> None:
 
 def measure_time(mode: str, size: int, repeats: int, device: torch.device) -> dict[str, float | str]:
     """Median seconds of both sides, their ratio, and the largest difference relative to the largest logit."""
-    ours = build_ours(mode).to(device)
-    library = forward_of(build_library(mode, ours))
+    ours, network = build_both(mode, device)
+    library = forward_of(network)
     pixels = torch.randn((1, 3, size, size), generator=torch.Generator().manual_seed(1)).to(device)
     seconds: dict[str, list[float]] = {"ours": [], "library": []}
     with torch.inference_mode():
@@ -88,8 +88,8 @@ def measure_time(mode: str, size: int, repeats: int, device: torch.device) -> di
 def measure_memory(mode: str, side: str, size: int, device_name: str) -> int:
     """The bytes a forward pass takes on top of the loaded network; for a process of its own."""
     device = choose_device(device_name)
-    ours = build_ours(mode).to(device)
-    library = forward_of(build_library(mode, ours))
+    ours, network = build_both(mode, device)
+    library = forward_of(network)
     pixels = torch.randn((1, 3, size, size)).to(device)
 
     def run(pixels: torch.Tensor) -> object:
