@@ -6,9 +6,10 @@ One run, the same weights, the same images, turn about. "whole": a uint8 RGB arr
 against the library's processor, network and post-processing, with the stages' own times; a square source is the input
 as it is, a wide one is brought to the mode's input size. The straightforward way shares the library's network, and then
 resizes everything to full size and combines it. All networks see the same pixels, so that labels can be compared. The
-weights are random, so the output is noise: for our masks the worst case, for the others like any. "masks": the masks of
-Mask2Former alone, from made-up output (bench.logits), structured like that of real images, and noise. "memory": the
-highest use beyond the loaded network and the image, each way in a process of its own.
+weights are random, and so are the masks: `classes` says how many there are in one, with ragged borders, which costs
+ours more than a real image's would and the others the same. "masks": the masks of Mask2Former alone, from made-up
+output (bench.logits): structured, like that of real images, and noise, the worst case. "memory": the highest use
+beyond the loaded network and the image, each way in a process of its own.
 
 The figures by their own names are of `sota`: forward and whole at 1024×1024, masks from structured output at 1024×1024,
 memory of the whole for a 4K source against the straightforward way, and the lowest agreement with the straightforward
