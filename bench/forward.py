@@ -6,26 +6,21 @@ own. DeepLabV3 of the library includes its upsampling to the input, which ours l
 """
 
 import argparse
-import ctypes
 import json
 import platform
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import torch
 
-from bench._networks import build_library, build_ours, forward_of
+from bench._meter import in_child, now, peak_bytes
+from bench._networks import build_both, forward_of
 from shared.inference.device import choose_device, describe_device
 from shared.inference.networks import predict
 from shared.inference.postprocess import QueryLogits
 
 MODES = ("fast", "balanced", "accurate", "sota")
 SIZES = {"sota": (1024,)}
-STATUS = Path("/proc/self/status")
 
 
 def main(arguments: list[str]) -> None:
@@ -36,13 +31,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--memory-of", choices=("ours", "library"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    if options.memory_of:
-        print(json.dumps(measure_memory(options.modes[0], options.memory_of, options.sizes[0], device)))
-        return
     name, _ = describe_device(device)
     print(f"{name}, {options.threads} threads, torch {torch.__version__}, Python {platform.python_version()}")
     results = []
@@ -50,7 +41,7 @@ def main(arguments: list[str]) -> None:
         for size in options.sizes or SIZES.get(mode, (512,)):
             result = measure_time(mode, size, options.repeats, device)
             for side in ("ours", "library"):
-                result[f"{side}_peak_bytes"] = _memory_in_child(mode, side, size, options.threads, options.device)
+                result[f"{side}_peak_bytes"] = in_child(measure_memory, mode, side, size, options.device)
             result["peak_memory_ratio"] = round(
                 float(result["ours_peak_bytes"]) / float(result["library_peak_bytes"]), 3
             )
@@ -62,22 +53,21 @@ def main(arguments: list[str]) -> None:
 
 def measure_time(mode: str, size: int, repeats: int, device: torch.device) -> dict[str, float | str]:
     """Median seconds of both sides, their ratio, and the largest difference relative to the largest logit."""
-    ours = build_ours(mode).to(device)
-    library = forward_of(build_library(mode, ours))
+    ours, network = build_both(mode, device)
+    library = forward_of(network)
     pixels = torch.randn((1, 3, size, size), generator=torch.Generator().manual_seed(1)).to(device)
     seconds: dict[str, list[float]] = {"ours": [], "library": []}
     with torch.inference_mode():
         for number in range(repeats + 1):
             for side in seconds:
-                started = time.perf_counter()
+                started = now(device)
                 if side == "ours":
                     [output] = predict(ours, pixels, torch.float32)
                 else:
                     expected = library(pixels)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                elapsed = now(device) - started
                 if number:  # the first round warms up
-                    seconds[side].append(time.perf_counter() - started)
+                    seconds[side].append(elapsed)
     found = (output.masks, output.classes) if isinstance(output, QueryLogits) else (output.logits,)
     if found[0].shape[-2:] != expected[0].shape[-2:]:
         found = (torch.nn.functional.interpolate(found[0][None], size=expected[0].shape[-2:], mode="bilinear")[0],)
@@ -95,48 +85,20 @@ def measure_time(mode: str, size: int, repeats: int, device: torch.device) -> di
     }
 
 
-def measure_memory(mode: str, side: str, size: int, device: torch.device) -> int:
-    """The bytes a forward pass takes on top of the loaded network."""
-    ours = build_ours(mode).to(device)
-    library = forward_of(build_library(mode, ours)) if side == "library" else None
+def measure_memory(mode: str, side: str, size: int, device_name: str) -> int:
+    """The bytes a forward pass takes on top of the loaded network; for a process of its own."""
+    device = choose_device(device_name)
+    ours, network = build_both(mode, device)
+    library = forward_of(network)
     pixels = torch.randn((1, 3, size, size)).to(device)
+
+    def run(pixels: torch.Tensor) -> object:
+        return predict(ours, pixels, torch.float32) if side == "ours" else library(pixels)
+
     with torch.inference_mode():
         # Once at the smallest size, for what the kernels set up for themselves.
-        for warm, tensor in ((True, pixels[:, :, :64, :64]), (False, pixels)):
-            if not warm:
-                before = _mark(device)
-            if library is None:
-                predict(ours, tensor, torch.float32)
-            else:
-                library(tensor)
-    return _peak(device) - before
-
-
-def _mark(device: torch.device) -> int:
-    """The bytes in use now; peaks are counted from here on, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    if STATUS.exists():
-        # What was freed must be given back, or the forward pass would find it and seem to need nothing.
-        ctypes.CDLL(None).malloc_trim(0)
-        STATUS.with_name("clear_refs").write_text("5")
-    return _peak(device)
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _memory_in_child(mode: str, side: str, size: int, threads: int, device: str) -> int:
-    command = [sys.executable, "-m", "bench.forward", "--memory-of", side, "--modes", mode, "--sizes", str(size)]
-    command += ["--threads", str(threads), "--device", device]
-    return int(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+        run(pixels[:, :, :64, :64])
+        return peak_bytes(lambda: run(pixels), device)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def structured_queries(
         inside = (regions == owner[query]).float() if query < active or query % 2 else torch.zeros((height, width))
         level = 8 + 2 * torch.randn((), generator=generator)
         blurred = functional.avg_pool2d(inside[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
-        masks[query] = level * (2 * blurred - 1) + _smooth_noise(height, width, 12, generator)
+        masks[query] = level * (2 * blurred - 1) + smooth_noise(height, width, 12, generator)
         masks[query] += 0.3 * torch.randn((height, width), generator=generator)
     classes = torch.randn((queries, channels + 1), generator=generator)
     # With 150 others around 0, these make about 90 % of the chance of one class, and 97 % of "no object".
@@ -50,7 +50,7 @@ def structured_pixels(height: int, width: int, *, channels: int, regions: int = 
     for channel in range(channels):
         inside = (owner == channel).float()
         blurred = functional.avg_pool2d(inside[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
-        logits[channel] = 8 * blurred + _smooth_noise(height, width, 6, generator)
+        logits[channel] = 8 * blurred + smooth_noise(height, width, 6, generator)
         logits[channel] += 0.3 * torch.randn((height, width), generator=generator)
     return PixelLogits(logits)
 
@@ -63,13 +63,14 @@ def random_pixels(height: int, width: int, *, channels: int, seed: int = 0) -> P
 
 def _regions(height: int, width: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """Which of `count` regions each place is in, int64: two parts each, with borders made wavy."""
-    rows = torch.linspace(0, 1, height)[:, None] + 0.05 * _smooth_noise(height, width, 16, generator)
-    columns = torch.linspace(0, 1, width)[None, :] + 0.05 * _smooth_noise(height, width, 16, generator)
+    rows = torch.linspace(0, 1, height)[:, None] + 0.05 * smooth_noise(height, width, 16, generator)
+    columns = torch.linspace(0, 1, width)[None, :] + 0.05 * smooth_noise(height, width, 16, generator)
     points = torch.rand((2 * count, 2), generator=generator)
     distances = (rows - points[:, 0, None, None]) ** 2 + (columns - points[:, 1, None, None]) ** 2
     return distances.argmin(dim=0) % count
 
 
-def _smooth_noise(height: int, width: int, knots: int, generator: torch.Generator) -> torch.Tensor:
+def smooth_noise(height: int, width: int, knots: int, generator: torch.Generator) -> torch.Tensor:
+    """Waves of standard height, float32 (height, width), about `knots` along a side."""
     coarse = torch.randn((1, 1, knots, knots), generator=generator)
     return functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)[0, 0]

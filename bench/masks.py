@@ -7,22 +7,20 @@ needs beyond its input. The inputs are of bench.logits.
 
 import argparse
 import json
-import multiprocessing
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch.nn import functional
 from transformers.models.mask2former.image_processing_mask2former import Mask2FormerImageProcessor
 
+from bench._meter import in_child, now, peak_bytes
 from bench.logits import random_queries, structured_queries
-from shared.inference.device import describe_device
-from shared.inference.postprocess import QueryLogits, label
+from shared.inference.device import choose_device, describe_device
+from shared.inference.postprocess import PixelLogits, QueryLogits, label
 from shared.inference.resize import fit_size
 from shared.inference.tiles import label_tiles
 
@@ -44,11 +42,13 @@ def plain_tiles(logits: QueryLogits, size: Size) -> torch.Tensor:
     return label_tiles(logits.masks, weights, size=size, confidence=False, checkpoint=lambda: None)[0]
 
 
-def straightforward(logits: QueryLogits, size: Size) -> torch.Tensor:
+def straightforward(logits: PixelLogits | QueryLogits, size: Size) -> torch.Tensor:
     """Everything resized to full size, then combined, in single precision: int64 (height, width)."""
-    width, height = size
-    planes = functional.interpolate(logits.masks[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-    weights = logits.classes.softmax(dim=-1)[:, :-1]
+    planes = (logits.logits if isinstance(logits, PixelLogits) else logits.masks).float()
+    planes = functional.interpolate(planes[None], size=size[::-1], mode="bilinear", align_corners=False)[0]
+    if isinstance(logits, PixelLogits):
+        return planes.argmax(dim=0)
+    weights = logits.classes.float().softmax(dim=-1)[:, :-1]
     return torch.einsum("qc,qhw->chw", weights, planes.sigmoid()).argmax(dim=0)
 
 
@@ -69,24 +69,28 @@ WAYS: dict[str, Callable[[QueryLogits, Size], torch.Tensor]] = {
 INPUTS = {"structured": structured_queries, "random": random_queries}
 
 
-def make_logits(kind: str, size: Size) -> QueryLogits:
+def make_logits(kind: str, size: Size, device: torch.device) -> QueryLogits:
     """What the model would give for a source of `size`: masks at a quarter of its input's sides."""
     side = min(MAX_INPUT_SIZE, round((size[0] * size[1]) ** 0.5))
     width, height = fit_size(*size, side)
-    return INPUTS[kind](height // 4, width // 4)
+    logits = INPUTS[kind](height // 4, width // 4)
+    return QueryLogits(masks=logits.masks.to(device), classes=logits.classes.to(device))
 
 
 @torch.inference_mode()
-def measure(kind: str, size: Size, *, repeats: int, memory: bool = True) -> dict[str, float | str]:
+def measure(
+    kind: str, size: Size, *, repeats: int, memory: bool = True, device_name: str = "cpu"
+) -> dict[str, float | str]:
     """One row: seconds and peak bytes of every way, the speed-ups, and how many labels are the straightforward ones."""
-    logits = make_logits(kind, size)
+    device = choose_device(device_name)
+    logits = make_logits(kind, size, device)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     labels = {}
     for _ in range(repeats):
         for name, way in WAYS.items():
-            started = time.perf_counter()
-            labels[name] = way(logits, size)
-            seconds[name].append(time.perf_counter() - started)
+            started = now(device)
+            labels[name] = way(logits, size).cpu()
+            seconds[name].append(now(device) - started)
     row: dict[str, float | str] = {"input": kind, "size": f"{size[0]}x{size[1]}"}
     for name, times in seconds.items():
         row[f"{name}_seconds"] = statistics.median(times)
@@ -98,32 +102,19 @@ def measure(kind: str, size: Size, *, repeats: int, memory: bool = True) -> dict
     row["transformers_agreement"] = (labels["transformers"] == labels["straightforward"]).double().mean().item()
     if memory:
         for name in ("ours", "straightforward", "transformers"):
-            row[f"{name}_peak_bytes"] = peak_bytes(name, kind, size)
+            row[f"{name}_peak_bytes"] = in_child(measure_memory, name, kind, size, device_name)
         row["peak_memory_ratio"] = float(row["ours_peak_bytes"]) / float(row["straightforward_peak_bytes"])
     return row
 
 
-def peak_bytes(name: str, kind: str, size: Size) -> int:
-    """How much one way needs beyond its input, as the growth of a fresh process's largest resident size (Linux)."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grow, (name, kind, size))
-
-
 @torch.inference_mode()
-def _grow(name: str, kind: str, size: Size) -> int:
-    logits = make_logits(kind, size)
+def measure_memory(name: str, kind: str, size: Size, device_name: str) -> int:
+    """How many bytes one way needs beyond its input; for a process of its own."""
+    device = choose_device(device_name)
+    logits = make_logits(kind, size, device)
     # Libraries take their own memory at first use, which is no matter of the image's size.
-    WAYS[name](make_logits(kind, (64, 64)), (64, 64))
-    # Forget the peak so far. (getrusage's cannot be reset, and begins with that of the process which started this.)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _largest_resident_bytes()
-    WAYS[name](logits, size)
-    return _largest_resident_bytes() - before
-
-
-def _largest_resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    WAYS[name](make_logits(kind, (64, 64), device), (64, 64))
+    return peak_bytes(lambda: WAYS[name](logits, size), device)
 
 
 def _print_table(rows: list[dict[str, float | str]]) -> None:
@@ -136,7 +127,8 @@ def _print_table(rows: list[dict[str, float | str]]) -> None:
         print(f"{row['label_agreement']:>12.7f}{row.get('peak_memory_ratio', float('nan')):>8.3f}")
 
 
-def _size(text: str) -> Size:
+def parse_size(text: str) -> Size:
+    """(width, height) of "1024" or "1920x1080"."""
     width, _, height = text.partition("x")
     return int(width), int(height or width)
 
@@ -144,7 +136,7 @@ def _size(text: str) -> Size:
 def run(arguments: Sequence[str] = ()) -> None:
     """Measure and print; the last line is one JSON object with --json."""
     parser = argparse.ArgumentParser(prog="python -m bench.masks", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("sizes", nargs="*", type=_size, metavar="SIZE")
+    parser.add_argument("sizes", nargs="*", type=parse_size, metavar="SIZE")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="torch's own number unless given")
