@@ -47,8 +47,9 @@ _ALIKE_OF_GROUPS = """
         SELECT steps.mode, jobs.options FROM steps JOIN jobs ON jobs.id = steps.job_id
         WHERE steps.id = :step AND steps.kind = 'infer' AND steps.lost = 0 AND jobs.kind = 'image'
         AND (jobs.source->>'size_bytes')::bigint <= :source_bytes
-    ), living AS (
-        SELECT greatest(count(*), 1) AS workers FROM workers CROSS JOIN first WHERE workers.queue = :queue
+    ), takers AS (
+        SELECT 1 + count(*) AS workers FROM workers CROSS JOIN first WHERE workers.queue = :queue
+        AND workers.id <> :worker AND workers.step_id IS NULL
         AND first.mode = ANY(modes) AND heartbeat_at > now() - make_interval(secs => :gone_seconds)
     ), heads AS (
         SELECT head.id, head.priority, groups.tenant_id, coalesce(busy.running, 0) AS running,
@@ -57,14 +58,14 @@ _ALIKE_OF_GROUPS = """
         FROM first CROSS JOIN groups LEFT JOIN busy USING (tenant_id) CROSS JOIN LATERAL (
             SELECT id, job_id, kind, lost, priority FROM steps WHERE state = 'queued' AND queue = :queue
             AND tenant_id = groups.tenant_id AND mode = groups.mode AND run_after <= now()
-            ORDER BY priority DESC, id LIMIT (SELECT :most * workers FROM living)) head
+            ORDER BY priority DESC, id LIMIT (SELECT :most * workers FROM takers)) head
         JOIN jobs ON jobs.id = head.job_id
         WHERE groups.mode = ANY(:modes)
     )
-    SELECT id, workers FROM heads CROSS JOIN living
+    SELECT id, workers FROM heads CROSS JOIN takers
     WHERE alike AND priority >= coalesce((SELECT max(priority) FROM heads WHERE NOT alike), priority)
     ORDER BY priority DESC, running + row_number() OVER (PARTITION BY tenant_id ORDER BY priority DESC, id), id
-    LIMIT (SELECT :most * workers FROM living)
+    LIMIT (SELECT :most * workers FROM takers)
 """
 _ALIKE_STEPS = text(_GROUPS + _ALIKE_OF_GROUPS)
 _OLDEST_STEP = text("""
@@ -110,6 +111,7 @@ def find_alike(
     session: Session,
     step_id: uuid.UUID,
     *,
+    worker_id: uuid.UUID,
     name: str,
     modes: Sequence[str],
     most: int,
@@ -118,14 +120,15 @@ def find_alike(
 ) -> list[uuid.UUID]:
     """Steps that the worker which took the image step `step_id` may take along, in the order of taking, at most `most`.
 
-    They have its mode and options, nothing else queued has a higher priority, and as many are left to each other
-    living worker. None for images with more than `source_bytes`, nor for a step that was ever lost.
+    They have its mode and options, nothing else queued has a higher priority, and as many are left for each idle
+    worker. None for images with more than `source_bytes`, nor for a step that was ever lost. A worker that sent no
+    heartbeat for `gone_seconds` does not count.
     """
     rows = session.execute(
         _ALIKE_STEPS,
         {
-            "queue": name, "modes": list(modes), "step": step_id, "most": most, "source_bytes": source_bytes,
-            "gone_seconds": gone_seconds,
+            "queue": name, "modes": list(modes), "worker": worker_id, "step": step_id, "most": most,
+            "source_bytes": source_bytes, "gone_seconds": gone_seconds,
         },
     ).all()  # fmt: skip
     if not rows:

@@ -62,10 +62,11 @@ class Round:
         self._draining = draining
         self._closes_at = time.monotonic() + ROUND_SECONDS
         self._busy = threading.Semaphore(BUSY_PLACES)
+        self._here = threading.local()  # its `place` is the number of this thread's
         self._changed = threading.Condition()  # guards all that follows
         self._open_places = 0
         self._coming: set[int] = set()
-        """The places whose task has not asked for its mask yet."""
+        """The places that may soon ask for a mask."""
         self._decoded: dict[int, int] = {}
         """Bytes of the image in each place."""
         self._waiting: list[_Request] = []
@@ -75,8 +76,9 @@ class Round:
     def run(self, places: int) -> None:
         """Returns once every task that was begun has ended; raises a group of what they raised."""
         self._open_places = min(places, len(self._tasks))
+        self._coming = set(range(self._open_places))
         with ThreadPoolExecutor(self._open_places, thread_name_prefix="place") as pool:
-            filled = [pool.submit(self._fill_place) for _ in range(self._open_places)]
+            filled = [pool.submit(self._fill_place, place) for place in range(self._open_places)]
             try:
                 while group := self._next_group():
                     self._infer(group)
@@ -94,12 +96,11 @@ class Round:
         size = self._engine.input_size(width, height, mode, recipe)
         kin = object() if size is None else (mode, recipe, size)
         request = _Request(image=image, mode=mode, recipe=recipe, kin=kin, checkpoint=checkpoint)
-        place = threading.get_ident()
         with self._changed:
             if self._broken is not None:
                 raise self._broken
-            self._coming.discard(place)
-            self._decoded[place] = image.nbytes
+            self._coming.discard(self._here.place)
+            self._decoded[self._here.place] = image.nbytes
             self._waiting.append(request)
             self._changed.notify_all()
         self._busy.release()
@@ -110,8 +111,8 @@ class Round:
 
     # --- the places ------------------------------------------------------------------------------------------------
 
-    def _fill_place(self) -> None:
-        place = threading.get_ident()
+    def _fill_place(self, place: int) -> None:
+        self._here.place = place
         try:
             while (task := self._next_task(place)) is not None:
                 with self._busy:

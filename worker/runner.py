@@ -112,8 +112,9 @@ class Runner:
         if self._places == 1 or most == 0:
             return []
         alike = queue.find_alike(
-            session, claimed.lease.step_id, name=self._queue_name, modes=self._settings.worker.modes, most=most,
-            source_bytes=ROUND_SOURCE_BYTES, gone_seconds=self._settings.upkeep.worker_gone_seconds,
+            session, claimed.lease.step_id, worker_id=self._heart.worker_id, name=self._queue_name,
+            modes=self._settings.worker.modes, most=most, source_bytes=ROUND_SOURCE_BYTES,
+            gone_seconds=self._settings.upkeep.worker_gone_seconds,
         )  # fmt: skip
         self._since_oldest += len(alike)
         return alike

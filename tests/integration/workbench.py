@@ -99,6 +99,8 @@ class Workbench:
     sessions: SessionFactory
     storage: Storage
     hints: Hints
+    batch_images: int = 1
+    label: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = see_one_class
 
     def run(self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None) -> FakeEngine:
         """Run whatever is queued, as a worker process that was woken does; `meanwhile` is called inside the model."""
@@ -119,7 +121,7 @@ class Workbench:
     def runner(
         self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None
     ) -> Iterator[tuple[Runner, FakeEngine]]:
-        engine, flag = FakeEngine(meanwhile), draining or threading.Event()
+        engine, flag = FakeEngine(meanwhile, self.batch_images, self.label), draining or threading.Event()
         row = Worker(host="bench", pid=1, queue=GPU, device="cpu", memory_bytes=0, modes=["demo"])
         with self.sessions.begin() as session:
             session.add(row)
