@@ -188,20 +188,16 @@ def claim(
         if oldest_first
         else queue.lock_best_step(session, name=queue_name, modes=modes, mode_loaded=mode_loaded)
     )
-    if step_id is None:
+    return None if step_id is None else _take(session, step_id, worker_id=worker_id, lease_seconds=lease_seconds)
+
+
+def claim_step(
+    session: Session, step_id: uuid.UUID, *, worker_id: uuid.UUID, lease_seconds: float
+) -> ClaimedStep | None:
+    """Take this one step; None when it is no longer queued or is just being taken."""
+    if not queue.lock_step(session, step_id):
         return None
-    step = move_step(
-        session, step_id, StepState.RUNNING,
-        attempt=Step.attempt + 1, worker_id=worker_id, lease_expires_at=_in(lease_seconds), started_at=func.now(),
-    )  # fmt: skip
-    job = _lock_job(session, step.job_id)
-    if job.state == JobState.QUEUED:
-        job = _start_job(session, job.id)
-    job.attempts = max(job.attempts, step.attempt)
-    _record_attempt(session, step, "started")
-    session.flush()
-    lease = Lease(step_id=step.id, attempt=step.attempt)
-    return ClaimedStep(lease=lease, job=job, kind=step.kind, ordinal=step.ordinal)
+    return _take(session, step_id, worker_id=worker_id, lease_seconds=lease_seconds)
 
 
 def heartbeat(session: Session, lease: Lease, *, lease_seconds: float) -> Orders:
@@ -295,6 +291,21 @@ def time_out(session: Session) -> Job | None:
 
 
 # --- shared by the above -----------------------------------------------------------------------------------------
+
+
+def _take(session: Session, step_id: uuid.UUID, *, worker_id: uuid.UUID, lease_seconds: float) -> ClaimedStep:
+    step = move_step(
+        session, step_id, StepState.RUNNING,
+        attempt=Step.attempt + 1, worker_id=worker_id, lease_expires_at=_in(lease_seconds), started_at=func.now(),
+    )  # fmt: skip
+    job = _lock_job(session, step.job_id)
+    if job.state == JobState.QUEUED:
+        job = _start_job(session, job.id)
+    job.attempts = max(job.attempts, step.attempt)
+    _record_attempt(session, step, "started")
+    session.flush()
+    lease = Lease(step_id=step.id, attempt=step.attempt)
+    return ClaimedStep(lease=lease, job=job, kind=step.kind, ordinal=step.ordinal)
 
 
 def _end_late(session: Session, late: ColumnElement[bool], to: JobState, code: str, detail: str) -> Job | None:

@@ -1,12 +1,13 @@
-"""The heart of a worker: a thread that keeps the worker's row and the lease of its step alive, and hears orders.
+"""The heart of a worker: a thread that keeps the worker's row and the leases of its steps alive, and hears orders.
 
 It beats on a connection of its own, so that a busy or blocked step never stops it.
 """
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -92,19 +93,20 @@ class Heart:
         self._draining = draining
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
-        self._hold: Hold | None = None
+        self._holds: dict[Hold, None] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
         self._thread.start()
 
     @contextmanager
     def hold(self, lease: Lease) -> Iterator[Hold]:
-        """Keep `lease` alive for as long as the block runs."""
-        self._hold = Hold(lease, draining=self._draining, lease_seconds=self._lease_seconds)
+        """Keep `lease` alive for as long as the block runs; any number of them at once, from any thread."""
+        hold = Hold(lease, draining=self._draining, lease_seconds=self._lease_seconds)
+        self._holds[hold] = None
         try:
-            yield self._hold
+            yield hold
         finally:
-            self._hold = None
+            del self._holds[hold]
 
     def stop(self) -> None:
         self._stopping.set()
@@ -112,12 +114,12 @@ class Heart:
 
     def _beat(self) -> None:
         while not self._stopping.wait(self._beat_seconds):
-            try:
-                if (hold := self._hold) is not None:
-                    hold.renew(self._sessions)
-                self._show()
-            except SQLAlchemyError as error:  # the hold runs out by itself should this go on
-                log.warning("a heartbeat failed", error=type(error).__name__)
+            beats: list[Callable[[], None]] = [partial(hold.renew, self._sessions) for hold in tuple(self._holds)]
+            for beat in [*beats, self._show]:
+                try:
+                    beat()
+                except SQLAlchemyError as error:  # the hold runs out by itself should this go on
+                    log.warning("a heartbeat failed", error=type(error).__name__)
 
     def _show(self) -> None:
         """Tell that the worker lives, and enter it anew when upkeep took a long silence for its death."""

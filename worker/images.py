@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.config import Worker
 from shared.contract import Model, Options
@@ -22,9 +22,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from shared.inference.engine import Engine, Segmentation
+    from shared.inference.engine import Segmentation
+    from shared.inference.recipe import Recipe
 
 MANIFEST_SCHEMA = 1
+
+
+class Segmenter(Protocol):
+    """The engine, or a round of steps that share it."""
+
+    def segment(
+        self, image: "NDArray[np.uint8]", mode: str, recipe: "Recipe", *, checkpoint: Callable[[], None]
+    ) -> "Segmentation": ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,7 @@ def make_result(
     claimed: ClaimedStep,
     *,
     storage: Storage,
-    engine: "Engine",
+    engine: Segmenter,
     limits: Worker,
     checkpoint: Callable[[], None],
     tell: Callable[[str], None],

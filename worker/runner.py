@@ -1,11 +1,14 @@
 """One step, start to end: claim it, run it, and write down how it ended.
 
 Every step ends in exactly one fenced write: published, failed, given back or stopped. A worker that lost its lease
-writes nothing at all. What an image needs in between is `worker/images.py`.
+writes nothing at all. What an image needs in between is `worker/images.py`; how several share the model, each of them
+living the same life as one alone, is `worker/rounds.py`.
 """
 
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from shared import lifecycle
+from shared import lifecycle, queue
 from shared.broker import Hints
 from shared.config import Settings
 from shared.contract import Failure
@@ -25,20 +28,25 @@ from shared.lifecycle import ClaimedStep
 from shared.models import StepKind, Worker
 from shared.storage import Storage
 from worker.heart import Draining, Flag, Heart, Hold, Stopped
-from worker.images import ImageResult, make_result
+from worker.images import ImageResult, Segmenter, make_result
+from worker.rounds import Round, count_places
 
 if TYPE_CHECKING:
     from shared.inference.engine import Engine
 
 log = structlog.get_logger(__name__)
 
-OLDEST_FIRST_EVERY = 16  # one claim in so many takes the oldest step whatever its priority, so that none starves
+OLDEST_FIRST_EVERY = 16  # one step in so many is the oldest whatever its priority, so that none starves
+ROUND_SOURCE_BYTES = 32 * 2**20  # larger images run alone
 DATABASE_PAUSE_SECONDS = 0.5
 DATABASE_AWAY = (OperationalError, PoolTimeoutError)
 
 
 class Runner:
-    """Runs the steps of one queue in one process, one after the other. `engine` is None on the io queue."""
+    """Runs the steps of one queue in one process: alone, or in rounds of images that the model takes together.
+
+    `engine` is None on the io queue.
+    """
 
     def __init__(
         self,
@@ -61,48 +69,85 @@ class Runner:
         self._queue_name = queue_name
         self._engine = engine
         self._mode_loaded: str | None = None
-        self._claims = 0
+        self._places = count_places(engine, batch_images=settings.worker.batch_images) if engine else 1
+        self._oldest_first_every = max(OLDEST_FIRST_EVERY, 2 * self._places)  # room for a round that fills the device
+        self._since_oldest = 0
 
     def run_until_idle(self) -> None:
         """Claim and run steps for as long as there are any."""
         while not self._draining.is_set():
-            claimed = self._claim()
+            claimed, alike = self._claim()
             if claimed is None:
                 return
-            self._run(claimed)
+            if self._engine is not None and alike:
+                self._run_round(self._engine, claimed, alike)
+            else:
+                self._run(claimed, self._engine)
 
-    def _claim(self) -> ClaimedStep | None:
-        """The next step, entered in the worker's row in the same transaction; None clears that row."""
-        self._claims += 1
+    def _claim(self) -> tuple[ClaimedStep | None, list[uuid.UUID]]:
+        """The next step, entered in the worker's row in the same transaction, and which may be claimed along with it.
+
+        No step clears that row.
+        """
+        oldest_first = self._since_oldest + 1 >= self._oldest_first_every
+        alike: list[uuid.UUID] = []
         with self._sessions.begin() as session:
             claimed = lifecycle.claim(
                 session, worker_id=self._heart.worker_id, queue_name=self._queue_name,
                 modes=self._settings.worker.modes, mode_loaded=self._mode_loaded,
-                lease_seconds=self._settings.worker.lease_seconds,
-                oldest_first=self._claims % OLDEST_FIRST_EVERY == 0,
+                lease_seconds=self._settings.worker.lease_seconds, oldest_first=oldest_first,
             )  # fmt: skip
+            if claimed is not None:
+                self._since_oldest = 0 if oldest_first else self._since_oldest + 1
+                alike = self._find_alike(session, claimed)
             session.execute(
                 update(Worker)
                 .where(Worker.id == self._heart.worker_id)
                 .values(step_id=claimed.lease.step_id if claimed else None, mode_loaded=self._mode_loaded)
             )
-        return claimed
+        return claimed, alike
 
-    def _run(self, claimed: ClaimedStep) -> None:
+    def _find_alike(self, session: Session, claimed: ClaimedStep) -> list[uuid.UUID]:
+        most = self._oldest_first_every - 1 - self._since_oldest
+        if self._places == 1 or most == 0:
+            return []
+        alike = queue.find_alike(
+            session, claimed.lease.step_id, worker_id=self._heart.worker_id, name=self._queue_name,
+            modes=self._settings.worker.modes, most=most, source_bytes=ROUND_SOURCE_BYTES,
+            gone_seconds=self._settings.upkeep.worker_gone_seconds,
+        )  # fmt: skip
+        self._since_oldest += len(alike)
+        return alike
+
+    def _run_round(self, engine: "Engine", claimed: ClaimedStep, alike: Sequence[uuid.UUID]) -> None:
+        """Run the step and, each claimed when there is a place for it, those like it that are still queued."""
+        log.info("a round begins", mode=claimed.job.mode, steps=1 + len(alike))
+        others = [partial(self._run_if_queued, step_id) for step_id in alike]
+        Round(engine, partial(self._run, claimed), others, draining=self._draining).run(self._places)
+
+    def _run_if_queued(self, step_id: uuid.UUID, engine: Segmenter) -> None:
+        with self._sessions.begin() as session:
+            claimed = lifecycle.claim_step(
+                session, step_id, worker_id=self._heart.worker_id, lease_seconds=self._settings.worker.lease_seconds
+            )
+        if claimed is not None:
+            self._run(claimed, engine)
+
+    def _run(self, claimed: ClaimedStep, engine: Segmenter | None) -> None:
         fields = {"job_id": str(claimed.job.id), "step": claimed.ordinal, "attempt": claimed.lease.attempt}
         with structlog.contextvars.bound_contextvars(**fields), self._heart.hold(claimed.lease) as hold:
             log.info("a step begins", kind=claimed.kind, mode=claimed.job.mode)
             try:
-                self._write(hold, self._work(claimed, hold))
+                self._write(hold, self._work(claimed, hold, engine))
             except LeaseLost as error:
                 log.warning("a step was left to another attempt", reason=str(error))
         self._hints.wake_sender()
 
-    def _work(self, claimed: ClaimedStep, hold: Hold) -> Callable[[Session], str]:
+    def _work(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> Callable[[Session], str]:
         """Do the step; what comes back writes its outcome and says which it was. Raises LeaseLost."""
         lease = claimed.lease
         try:
-            result = self._infer(claimed, hold)
+            result = self._infer(claimed, hold, engine)
         except LeaseLost:
             raise
         except Draining:
@@ -118,8 +163,8 @@ class Runner:
             return self._fail(claimed, Failure(code="internal_error", detail=detail, retryable=True))
         return lambda session: self._publish(session, claimed, result)
 
-    def _infer(self, claimed: ClaimedStep, hold: Hold) -> ImageResult:
-        if self._engine is None or claimed.kind != StepKind.INFER:
+    def _infer(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> ImageResult:
+        if engine is None or claimed.kind != StepKind.INFER:
             raise RuntimeError(f"a worker of the queue {self._queue_name} cannot run a step of kind {claimed.kind}")
         self._mode_loaded = claimed.job.mode
 
@@ -132,7 +177,7 @@ class Runner:
                 log.warning("progress could not be told", stage=stage, error=type(error).__name__)
 
         return make_result(
-            claimed, storage=self._storage, engine=self._engine, limits=self._settings.worker,
+            claimed, storage=self._storage, engine=engine, limits=self._settings.worker,
             checkpoint=hold.check, tell=tell,
         )  # fmt: skip
 

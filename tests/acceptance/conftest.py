@@ -92,7 +92,8 @@ class Service:
 
     def kill_gpu_child(self) -> int:
         """`kill -9` of the process that runs the steps; its parent lives on and starts another."""
-        [(pid,)] = self.query("SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL")
+        busy = "SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL"
+        [(pid,)] = self.query(f"{busy} ORDER BY heartbeat_at DESC LIMIT 1")  # the rows of others killed linger
         os.kill(pid, signal.SIGKILL)
         return int(pid)
 

@@ -28,6 +28,23 @@ def test_a_worker_killed_in_the_middle_of_a_job_costs_one_attempt_and_nothing_el
     assert len(service.query(f"SELECT id FROM webhook_deliveries WHERE job_id = '{job['id']}'")) == 1  # noqa: S608
 
 
+def test_a_worker_killed_in_the_middle_of_a_round_loses_none_of_its_jobs(
+    service: Service, receiver: Receiver, large_scene: bytes
+) -> None:
+    first = service.submit(large_scene, options=SLOW)
+    service.wait_for(first, states=RUNNING)
+    jobs = [service.submit(large_scene, options=SLOW, webhook_url=receiver.url) for _ in range(3)]
+    for job in jobs:  # the model has one of them, and the others are there
+        service.wait_for(job, states=RUNNING, stage="segmenting")
+    service.kill_gpu_child()
+    for job in jobs:
+        assert service.wait_for(job)["state"] == "succeeded"
+        outcomes = [event["outcome"] for event in service.events(job, "attempt")]
+        assert outcomes == ["started", "lost", "started", "done"]
+        assert len(_manifests(service, job["id"])) == 1
+        assert len({each.webhook_id for each in receiver.wait_for(job["id"])}) == 1
+
+
 def test_an_emptied_broker_loses_no_queued_job(service: Service, scene: bytes) -> None:
     service.stack.stop("gpu0")
     jobs = [service.submit(scene) for _ in range(20)]

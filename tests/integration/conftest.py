@@ -9,6 +9,8 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import httpx2
@@ -16,7 +18,7 @@ import psycopg
 import pytest
 import redis
 from PIL import Image
-from sqlalchemy import Connection, event, select, text
+from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -28,7 +30,7 @@ from shared.contract import Failure, Options
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep, Lease
 from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, Tenant, Worker, create_id
-from shared.storage import Storage
+from shared.storage import Storage, job_prefix
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 
 TIMING = {"frames": 1, "inference_seconds": 0.5}
@@ -187,9 +189,9 @@ def submit(api: TestClient) -> Submit:
     return send
 
 
-def small_image(*, width: int = 48, height: int = 32) -> bytes:
+def small_image(*, width: int = 48, height: int = 32, colour: tuple[int, int, int] = (20, 90, 160)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (20, 90, 160)).save(buffer, format="PNG")
+    Image.new("RGB", (width, height), colour).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -303,6 +305,39 @@ def broker(settings: Settings) -> Iterator[Broker]:
 
 
 # --- a worker ------------------------------------------------------------------------------------------------------
+
+
+def wait_for_a_beat(sessions: SessionFactory) -> None:
+    """Until the worker's heart has beaten, from start to end, after this was called."""
+    for _ in range(2):  # the first may have begun before
+        with sessions() as session:
+            asked_at = session.scalars(select(func.clock_timestamp())).one()
+        wait_until(partial(has_beaten, sessions, since=asked_at))
+
+
+def has_beaten(sessions: SessionFactory, *, since: datetime) -> bool:
+    with sessions() as session:
+        return session.scalar(select(Worker.id).where(Worker.heartbeat_at > since)) is not None
+
+
+def take_back(sessions: SessionFactory, job: Job) -> None:
+    """As upkeep does from a worker that seems dead."""
+    with sessions.begin() as session:
+        late = "UPDATE steps SET lease_expires_at = now() - interval '1 second' WHERE job_id = :id"
+        session.execute(text(late), {"id": job.id})
+        assert lifecycle.reap(session, lost_attempts=3) is not None
+
+
+def take_over(sessions: SessionFactory, claim: Callable[..., ClaimedStep | None], job: Job) -> None:
+    """As upkeep and another worker do."""
+    take_back(sessions, job)
+    claimed = claim()
+    assert claimed is not None
+    assert claimed.job.id == job.id
+
+
+def nothing_stored(storage: Storage, job: Job) -> bool:
+    return not [key for key in storage.list_keys(job_prefix(job.tenant_id, job.id)) if "attempts" in key]
 
 
 @pytest.fixture

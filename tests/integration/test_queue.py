@@ -6,10 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from shared import lifecycle, queue, tenants
+from shared.broker import GPU
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import Job, Step, StepKind, Tenant, Worker
@@ -17,6 +18,7 @@ from tests.integration.conftest import TROUBLE, MakeJob, add_worker, make_late, 
 
 GONE_SECONDS = 60
 Claim = Callable[..., ClaimedStep]
+Alike = Callable[..., list[uuid.UUID]]
 
 
 def taken(claim: Callable[..., ClaimedStep | None], **values: Any) -> uuid.UUID | None:
@@ -117,6 +119,102 @@ def test_a_long_row_of_pauses_does_not_hide_what_may_run(
         session.execute(update(Step).values(run_after=func.now() + timedelta(hours=1)))
     other = make_job().id
     assert taken(claim) == other
+
+
+# --- what is taken along -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alike(sessions: SessionFactory, claim: Claim) -> Alike:
+    """Take the next step, and tell the jobs whose steps could be taken along, in their order."""
+
+    def find(**values: Any) -> list[uuid.UUID]:
+        chosen: dict[str, Any] = {
+            "worker_id": uuid.uuid4(), "name": GPU, "modes": ["demo", "sota"], "most": 15, "source_bytes": 100,
+            "gone_seconds": GONE_SECONDS,
+        }  # fmt: skip
+        chosen |= values
+        claimed = claim(modes=chosen["modes"])
+        with sessions() as session:
+            found = queue.find_alike(session, claimed.lease.step_id, **chosen)
+            return [session.scalars(select(Step.job_id).where(Step.id == step_id)).one() for step_id in found]
+
+    return find
+
+
+def test_only_steps_of_the_same_mode_and_options_are_taken_along(make_job: MakeJob, alike: Alike) -> None:
+    make_job()
+    wanted = make_job().id
+    make_job(mode="sota")
+    make_job(options={"input_size": 96, "outputs": ["mask"]})
+    assert alike() == [wanted]
+
+
+def test_no_more_are_taken_along_than_asked_for(make_job: MakeJob, alike: Alike) -> None:
+    made = [make_job().id for _ in range(9)]
+    assert alike(most=4) == made[1:5]
+
+
+def test_tenants_take_turns_in_what_is_taken_along(make_job: MakeJob, alike: Alike, other_tenant: Tenant) -> None:
+    crowd = [make_job().id for _ in range(4)]
+    late = [make_job(owner=other_tenant).id for _ in range(2)]
+    assert alike() == [late[0], crowd[1], late[1], crowd[2], crowd[3]]
+
+
+def test_priority_orders_what_is_taken_along(make_job: MakeJob, alike: Alike) -> None:
+    low, normal, high, _ = (make_job(priority=priority).id for priority in (-5, 0, 7, 9))
+    assert alike() == [high, normal, low]
+
+
+def test_nothing_is_taken_along_past_a_higher_priority(make_job: MakeJob, alike: Alike) -> None:
+    make_job(priority=9)
+    above, level = make_job(priority=8).id, make_job(priority=5).id
+    make_job(priority=4)
+    make_job(priority=5, mode="sota")
+    assert alike() == [above, level]
+
+
+def test_a_mode_that_the_worker_does_not_serve_holds_nothing_up(make_job: MakeJob, alike: Alike) -> None:
+    make_job()
+    wanted = make_job().id
+    make_job(priority=5, mode="fast")
+    assert alike(modes=["demo"]) == [wanted]
+
+
+def test_large_images_recordings_and_pauses_are_not_taken_along(
+    sessions: SessionFactory, make_job: MakeJob, alike: Alike, claim: Claim
+) -> None:
+    make_job(priority=9)
+    with sessions.begin() as session:
+        lifecycle.fail_step(session, claim().lease, TROUBLE, failed_attempts=3)
+    make_job()
+    make_job(source={"key": "a key", "etag": "an etag", "size_bytes": 101, "filename": "a.png"})
+    make_job(kind="recording", steps=2)
+    assert alike() == []
+
+
+def test_nothing_is_taken_along_with_a_large_image_or_a_recording(make_job: MakeJob, alike: Alike) -> None:
+    make_job(source={"key": "a key", "etag": "an etag", "size_bytes": 101, "filename": "a.png"})
+    make_job(kind="recording")
+    make_job()
+    make_job()
+    assert [len(alike()) for _ in range(3)] == [0, 0, 1]
+
+
+def test_idle_workers_that_live_and_serve_the_mode_are_left_their_share(
+    sessions: SessionFactory, make_job: MakeJob, alike: Alike
+) -> None:
+    made = [make_job().id for _ in range(8)]
+    add_workers(sessions, 1)
+    add_workers(sessions, 1, step_id=uuid.uuid4())
+    add_workers(sessions, 1, modes=["sota"])
+    add_workers(sessions, 1, heartbeat_at=func.now() - timedelta(seconds=GONE_SECONDS + 1))
+    assert alike(most=6) == made[1:4]
+
+
+def test_a_worker_does_not_leave_a_share_for_itself(sessions: SessionFactory, make_job: MakeJob, alike: Alike) -> None:
+    made = [make_job().id for _ in range(4)]
+    assert alike(worker_id=add_worker(sessions).id) == made[1:]
 
 
 # --- the position --------------------------------------------------------------------------------------------------

@@ -4,12 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
-from functools import partial
 from typing import BinaryIO
 
 import pytest
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, select, text
 
 from shared import lifecycle
 from shared.broker import Hints
@@ -17,40 +15,25 @@ from shared.config import Settings
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import Job, JobState, StepState, WebhookDelivery, Worker
-from shared.storage import Storage, StoredObject, job_prefix
+from shared.storage import Storage, StoredObject
 from tests.integration.conftest import (
     Broker,
     MakeJob,
     Submit,
     count_rows,
-    make_late,
+    nothing_stored,
     read_job,
     read_only,
     read_steps,
     small_image,
+    take_over,
     told,
+    wait_for_a_beat,
     wait_until,
 )
 from tests.integration.workbench import Workbench
 
 Claim = Callable[..., ClaimedStep]
-
-
-def wait_for_a_beat(sessions: SessionFactory) -> None:
-    """Until the worker's heart has beaten, from start to end, after this was called."""
-    for _ in range(2):  # the first may have begun before
-        with sessions() as session:
-            asked_at = session.scalars(select(func.clock_timestamp())).one()
-        wait_until(partial(has_beaten, sessions, since=asked_at))
-
-
-def has_beaten(sessions: SessionFactory, *, since: datetime) -> bool:
-    with sessions() as session:
-        return session.scalar(select(Worker.id).where(Worker.heartbeat_at > since)) is not None
-
-
-def nothing_stored(storage: Storage, job: Job) -> bool:
-    return not [key for key in storage.list_keys(job_prefix(job.tenant_id, job.id)) if "attempts" in key]
 
 
 # --- success -------------------------------------------------------------------------------------------------------
@@ -185,7 +168,8 @@ def test_a_job_that_timed_out_and_was_deleted_stops_and_the_next_one_runs(
         if len(ran) > 1:
             return
         with sessions.begin() as session:
-            make_late(session, "jobs", "stop_by")
+            late = "UPDATE jobs SET stop_by = now() - interval '1 second' WHERE id = :id"
+            session.execute(text(late), {"id": job.id})  # the other one runs already, and is in time
             assert lifecycle.time_out(session) is not None
             lifecycle.delete_job(session, job.id)
         wait_for_a_beat(sessions)
@@ -200,18 +184,10 @@ def test_a_job_that_timed_out_and_was_deleted_stops_and_the_next_one_runs(
 # --- leases --------------------------------------------------------------------------------------------------------
 
 
-def take_over(sessions: SessionFactory, claim: Claim) -> None:
-    """As upkeep and another worker do to one that seems dead."""
-    with sessions.begin() as session:
-        make_late(session, "steps", "lease_expires_at")
-        assert lifecycle.reap(session, lost_attempts=3) is not None
-    assert claim() is not None
-
-
 def test_a_worker_whose_step_was_taken_over_writes_nothing(
     workbench: Workbench, sessions: SessionFactory, claim: Claim, job: Job
 ) -> None:
-    workbench.run(lambda: take_over(sessions, claim))
+    workbench.run(lambda: take_over(sessions, claim, job))
     [step] = read_steps(sessions, job)
     assert (step.state, step.attempt) == (StepState.RUNNING, 2)
     current = read_job(sessions, job)
@@ -224,7 +200,7 @@ def test_a_worker_that_hears_of_it_in_time_stores_nothing_either(
     workbench: Workbench, storage: Storage, sessions: SessionFactory, claim: Claim, job: Job
 ) -> None:
     def lose() -> None:
-        take_over(sessions, claim)
+        take_over(sessions, claim, job)
         wait_for_a_beat(sessions)
 
     workbench.run(lose)
@@ -238,7 +214,7 @@ def test_a_step_that_was_lost_while_its_files_were_stored_gets_no_manifest(
 
     def lose(name: str) -> None:
         stored.append(name)
-        take_over(sessions, claim)
+        take_over(sessions, claim, job)
         wait_for_a_beat(sessions)
 
     watched.tell = lose

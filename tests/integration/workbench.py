@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -29,6 +29,10 @@ CLASS_ID = 1
 
 def nothing() -> None:
     pass
+
+
+def see_one_class(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.full(image.shape[:2], CLASS_ID, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,32 @@ class FakeEngine:
     """Between its two checkpoints happens what the test wants to happen while a model runs."""
 
     meanwhile: Callable[[], None] = nothing
+    batch_images: int = 1
+    label: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = see_one_class
     asked: list[tuple[tuple[int, ...], str, int | None]] = field(default_factory=list)
-    """The image's shape, the mode and the input size of every call."""
+    """The shape, the mode and the input size of every image."""
+    batches: list[int] = field(default_factory=list)
+    """How many images went through the model together, for every time."""
 
     def segment(self, image: NDArray[np.uint8], mode: str, recipe: Recipe, *, checkpoint: Callable[[], None]) -> Made:
+        [made] = self.segment_batch([image], mode, recipe, checkpoint=checkpoint)
+        return made
+
+    def segment_batch(
+        self, images: Sequence[NDArray[np.uint8]], mode: str, recipe: Recipe, *, checkpoint: Callable[[], None]
+    ) -> list[Made]:
         checkpoint()
-        self.asked.append((image.shape, mode, recipe.input_size))
+        self.asked += [(image.shape, mode, recipe.input_size) for image in images]
+        self.batches.append(len(images))
         self.meanwhile()
         checkpoint()
-        return Made(mask=np.full(image.shape[:2], CLASS_ID, dtype=np.uint8))
+        return [Made(mask=self.label(image)) for image in images]
+
+    def input_size(self, width: int, height: int, mode: str, recipe: Recipe) -> tuple[int, int] | None:
+        """As the real one's: the side that the recipe asks for, and the aspect of the image."""
+        assert mode
+        side = recipe.input_size or 64
+        return side, round(side * height / width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +99,8 @@ class Workbench:
     sessions: SessionFactory
     storage: Storage
     hints: Hints
+    batch_images: int = 1
+    label: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = see_one_class
 
     def run(self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None) -> FakeEngine:
         """Run whatever is queued, as a worker process that was woken does; `meanwhile` is called inside the model."""
@@ -98,7 +121,7 @@ class Workbench:
     def runner(
         self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None
     ) -> Iterator[tuple[Runner, FakeEngine]]:
-        engine, flag = FakeEngine(meanwhile), draining or threading.Event()
+        engine, flag = FakeEngine(meanwhile, self.batch_images, self.label), draining or threading.Event()
         row = Worker(host="bench", pid=1, queue=GPU, device="cpu", memory_bytes=0, modes=["demo"])
         with self.sessions.begin() as session:
             session.add(row)
