@@ -52,7 +52,7 @@ class Way:
 
 def label_frames(size: Size, count: int) -> list[Mask]:
     """What a model gives: about 20 classes with wavy, ragged borders, from mask logits that slide sideways."""
-    logits = make_logits("structured", size)
+    logits = make_logits("structured", size, torch.device("cpu"))
     moved = [replace(logits, masks=logits.masks.roll(3 * number, dims=-1)) for number in range(count)]
     return [label(each, size=size, channel_offset=0).mask for each in moved]
 

@@ -75,7 +75,7 @@ def _build_engine(settings: Settings) -> "Engine":
     sources = {name: (each.source, each.revision) for name, each in settings.models.sources().items()}
     return Engine(
         device=settings.worker.device, sources=sources, cache_folder=settings.models.cache_folder,
-        offline=settings.models.offline,
+        offline=settings.models.offline, batch_images=settings.worker.batch_images,
     )  # fmt: skip
 
 
