@@ -2,15 +2,15 @@
 
 import uuid
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared import models
-from shared.inference.recipe import Recipe
+from shared.inference.recipe import MAX_OVERLAP, Recipe, Resize
 
 ModeName = Literal["fast", "balanced", "accurate", "sota", "demo"]
-OutputName = Literal["mask", "overlay"]
+OutputName = Literal["mask", "overlay", "confidence"]
 
 
 class Wire(BaseModel):
@@ -23,11 +23,40 @@ class Options(Wire):
     input_size: Annotated[int, Field(ge=32, le=4096, strict=True)] | None = Field(
         default=None, description="Side of the square with as many pixels as the model is given."
     )
+    resize: Resize = Field(
+        default="fit",
+        description='"published" resizes as the model\'s published evaluation did; input_size is then left out.',
+    )
+    tta: bool = Field(
+        default=False, description="The published multi-scale protocol: six sizes, each also mirrored, averaged."
+    )
+    tiles: bool = Field(
+        default=False, description="Show the image at its own resolution, in tiles of input_size that overlap."
+    )
+    tile_overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = Field(
+        default=0.25, description="The part of a tile's side that it shares with its neighbour."
+    )
+    unlabeled_below: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Pixels whose confidence is less get id 0."
+    )
     outputs: Annotated[tuple[OutputName, ...], Field(min_length=1)] = ("mask",)
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        self.recipe()
+        return self
 
     def recipe(self) -> Recipe:
         """What the inference core is told."""
-        return Recipe(input_size=self.input_size)
+        return Recipe(
+            input_size=self.input_size,
+            resize=self.resize,
+            tta=self.tta,
+            tiles=self.tiles,
+            tile_overlap=self.tile_overlap,
+            confidence="confidence" in self.outputs,
+            unlabeled_below=self.unlabeled_below,
+        )
 
 
 class Progress(Wire):

@@ -70,13 +70,13 @@ def make_result(
     made = engine.segment(image, job.mode, options.recipe(), checkpoint=checkpoint)
     tell("storing")
     with _timed(seconds, "encode"):
-        files = list(_encode(image, made.mask, job.mode, options))
+        files = list(_encode(image, made, job.mode, options))
     prefix = attempt_prefix(job.tenant_id, job.id, ordinal=claimed.ordinal, attempt=claimed.lease.attempt)
     with _timed(seconds, "upload"):
         stored = [_store(storage, prefix, name, body, checkpoint) for name, body in files]
     model = _describe_model(made)
     timing = _describe_timing(made, seconds)
-    manifest = _write_manifest(claimed, image, made.mask, stored, model=model, timing=timing)
+    manifest = _write_manifest(claimed, image, made, stored, model=model, timing=timing)
     manifest_key = f"{prefix}manifest.json"
     checkpoint()
     storage.put(manifest_key, manifest, content_type="application/json")
@@ -90,12 +90,14 @@ def _fetch(storage: Storage, job: Job, limits: Worker) -> bytes:
 
 
 def _encode(
-    image: "NDArray[np.uint8]", mask: "NDArray[np.uint8]", mode: str, options: Options
+    image: "NDArray[np.uint8]", made: "Segmentation", mode: str, options: Options
 ) -> Iterator[tuple[str, bytes]]:
     if "mask" in options.outputs:
-        yield "mask.png", masks.encode_mask(mask)
+        yield "mask.png", masks.encode_mask(made.mask)
+    if made.confidence is not None:
+        yield "confidence.png", masks.encode_mask(made.confidence)
     if "overlay" in options.outputs:
-        yield "overlay.png", masks.encode_png(masks.overlay(image, mask, MODES[mode].labels))
+        yield "overlay.png", masks.encode_png(masks.overlay(image, made.mask, MODES[mode].labels))
 
 
 def _store(storage: Storage, prefix: str, name: str, body: bytes, checkpoint: Callable[[], None]) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _describe_timing(made: "Segmentation", seconds: dict[str, float]) -> dict[st
 def _write_manifest(
     claimed: ClaimedStep,
     image: "NDArray[np.uint8]",
-    mask: "NDArray[np.uint8]",
+    made: "Segmentation",
     files: list[dict[str, Any]],
     *,
     model: dict[str, Any],
@@ -137,8 +139,8 @@ def _write_manifest(
     job = claimed.job
     labels = MODES[job.mode].labels
     classes = [
-        {"id": number, "name": labels.classes[number], "pixels": pixels, "fraction": pixels / mask.size}
-        for number, pixels in masks.class_areas(mask).items()
+        {"id": number, "name": labels.classes[number], "pixels": pixels, "fraction": pixels / made.mask.size}
+        for number, pixels in masks.class_areas(made.mask).items()
     ]
     source = {name: value for name, value in job.source.items() if name != "key"}
     manifest = {
@@ -152,6 +154,7 @@ def _write_manifest(
         "source": {**source, "width": image.shape[1], "height": image.shape[0]},
         "label_space": labels.name,
         "classes": classes,
+        "warnings": list(made.warnings),
         "timing": timing,
         "files": files,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from shared.contract import Options
 from shared.db import SessionFactory
 from shared.models import Job, JobState, WebhookDelivery
 from shared.storage import Storage
@@ -59,7 +60,7 @@ def test_what_was_asked_for_is_echoed(submit: Submit) -> None:
         priority=-3,
     ).json()  # fmt: skip
     assert job["mode"] == "fast"
-    assert job["options"] == {"input_size": 320, "outputs": ["mask", "overlay"]}
+    assert job["options"] == Options(input_size=320, outputs=("mask", "overlay")).model_dump(mode="json")
     assert job["metadata"] == {"camera": [1, None, "ä"]}
     assert job["priority"] == -3
 
@@ -67,7 +68,7 @@ def test_what_was_asked_for_is_echoed(submit: Submit) -> None:
 def test_what_is_left_out_has_its_default(submit: Submit) -> None:
     job = submit().json()
     assert (job["state"], job["kind"], job["priority"], job["metadata"]) == ("queued", "image", 0, {})
-    assert job["options"] == {"input_size": None, "outputs": ["mask"]}
+    assert job["options"] == Options().model_dump(mode="json")
 
 
 def test_a_submission_wakes_a_worker_for_its_step(broker: Broker, submit: Submit) -> None:

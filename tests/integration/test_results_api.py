@@ -48,6 +48,17 @@ def test_the_mask_is_of_the_size_of_the_image(api: TestClient, links: dict[str, 
     assert set(mask.ravel()) == {CLASS_ID}
 
 
+def test_confidence_is_a_file_of_its_own_where_it_is_asked_for(
+    api: TestClient, submit: Submit, workbench: Workbench
+) -> None:
+    links = submit(options={"outputs": ["mask", "confidence"], "unlabeled_below": 0.5}).json()["links"]
+    workbench.run()
+    manifest = api.get(links["result"]).json()
+    assert [file["name"] for file in manifest["files"]] == ["mask.png", "confidence.png"]
+    assert manifest["warnings"] == []
+    assert decode_mask(httpx2.get(manifest["files"][1]["url"]).content).shape == (32, 48)
+
+
 def test_the_manifest_says_what_was_found_and_how(api: TestClient, links: dict[str, str]) -> None:
     manifest = api.get(links["result"]).json()
     [found] = manifest["classes"]

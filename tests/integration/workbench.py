@@ -43,6 +43,7 @@ class MadeBy:
     revision: str = "1"
     dtype: str = "float32"
     input_size: tuple[int, int] = (64, 32)
+    passes: int = 1
     device: str = "cpu"
     label_space: str = "demo"
 
@@ -52,12 +53,14 @@ class Made:
     """As the engine's Segmentation."""
 
     mask: NDArray[np.uint8]
+    confidence: NDArray[np.uint8] | None = None
     load_seconds: float = 0.0
     preprocess_seconds: float = 0.1
     inference_seconds: float = 0.2
     postprocess_seconds: float = 0.3
     peak_gpu_bytes: int = 0
     model: MadeBy = field(default_factory=MadeBy)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -84,7 +87,11 @@ class FakeEngine:
         self.batches.append(len(images))
         self.meanwhile()
         checkpoint()
-        return [Made(mask=self.label(image)) for image in images]
+        made = []
+        for image in images:
+            mask = self.label(image)
+            made.append(Made(mask=mask, confidence=np.full_like(mask, 255) if recipe.confidence else None))
+        return made
 
     def input_size(self, width: int, height: int, mode: str, recipe: Recipe) -> tuple[int, int] | None:
         """As the real one's: the side that the recipe asks for, and the aspect of the image."""

@@ -9,6 +9,7 @@ from standardwebhooks import Webhook
 
 from shared import webhooks
 from shared.contract import Options, describe_job
+from shared.inference.recipe import Recipe
 from shared.models import Job, JobState, create_id
 
 MOMENT = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -66,9 +67,23 @@ def test_nothing_is_left_of_a_finished_job() -> None:
 
 def test_options_left_out_have_their_default() -> None:
     assert Options() == Options(input_size=None, outputs=("mask",))
+    assert Options().recipe() == Recipe()
 
 
-@pytest.mark.parametrize("values", [{"size": 1}, {"input_size": True}, {"input_size": 31}, {"outputs": []}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"size": 1},
+        {"input_size": True},
+        {"input_size": 31},
+        {"outputs": []},
+        {"resize": "fill"},
+        {"tile_overlap": 0.6},
+        {"unlabeled_below": 1.1},
+        {"resize": "published", "tiles": True},
+        {"resize": "published", "input_size": 512},
+    ],
+)
 def test_options_that_do_not_exist_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Options.model_validate(values)
