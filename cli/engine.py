@@ -1,9 +1,10 @@
 """The inference core in this process: made of a worker's settings, for the commands that need no service."""
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.failures import Failure, Misuse
+from shared.inference.recipe import Recipe
 
 if TYPE_CHECKING:
     from shared.inference.engine import Engine
@@ -22,6 +23,14 @@ def choose_mode(name: str) -> "Mode":
     if name not in MODES:
         raise Misuse(f"there is no mode {name}; the modes are {', '.join(MODES)}")
     return MODES[name]
+
+
+def choose_recipe(**wanted: Any) -> Recipe:
+    """The recipe of these fields. Misuse for what does not go together."""
+    try:
+        return Recipe(**wanted)
+    except ValueError as error:
+        raise Misuse(str(error)) from error
 
 
 def open_engine() -> "Engine":

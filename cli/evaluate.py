@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -11,6 +11,7 @@ import typer
 
 from cli import options
 from cli.failures import FAILED, INTERRUPTED, Failure, Misuse
+from shared.inference.recipe import DEFAULT, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,11 @@ def evaluate(
         typer.Option(metavar="DIR", exists=True, file_okay=False, help="Score these masks; no model is run."),
     ] = None,
     input_size: options.InputSize = None,
+    resize: options.Resize = DEFAULT.resize,
+    tta: options.Tta = False,
+    tiles: options.Tiles = False,
+    tile_overlap: options.TileOverlap = DEFAULT.tile_overlap,
+    unlabeled_below: options.UnlabeledBelow = DEFAULT.unlabeled_below,
     only: Annotated[
         Path | None,
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Names to compare, one a line: VOC's val.txt."),
@@ -66,13 +72,19 @@ def evaluate(
     Files belong together when their names agree but for the ending. What the benchmark ignores is ignored: 0 in ADE20K,
     255 in VOC. Masks are compared at the truth's own size.
     """
-    from cli.engine import require_core
+    from cli.engine import choose_mode, choose_recipe, require_core
     from cli.images import SUFFIXES
     from cli.pairs import pair, read_names
 
     require_core()
     protocol = _choose_protocol(label_space)
-    make = _choose_maker(protocol, images=images, mode=mode, masks=masks, input_size=input_size)
+    recipe = choose_recipe(
+        input_size=input_size, resize=resize, tta=tta, tiles=tiles, tile_overlap=tile_overlap,
+        unlabeled_below=unlabeled_below,
+    )  # fmt: skip
+    if mode and resize == "fit":
+        recipe = replace(recipe, input_size=input_size or choose_mode(mode).input_size)  # so that the score says it
+    make = _choose_maker(protocol, recipe, images=images, mode=mode, masks=masks)
     pairs = pair(
         masks or images or Path(),
         labels,
@@ -86,9 +98,10 @@ def evaluate(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        print(json.dumps({"label_space": label_space, "mode": mode, **_describe(outcome, pairs)}, indent=1))
+        made = {"mode": mode, "recipe": asdict(recipe) if mode else None}
+        print(json.dumps({"label_space": label_space, **made, **_describe(outcome, pairs)}, indent=1))
     else:
-        _print_scores(outcome.scores, origin=_name_origin(mode, outcome.model, masks))
+        _print_scores(outcome.scores, origin=_name_origin(mode, recipe, outcome.model, masks))
         if mode:
             _print_published(mode)
     if outcome.failed:
@@ -136,14 +149,14 @@ def _choose_protocol(name: str) -> "Protocol":
 
 
 def _choose_maker(
-    protocol: "Protocol", *, images: Path | None, mode: str | None, masks: Path | None, input_size: int | None
+    protocol: "Protocol", recipe: Recipe, *, images: Path | None, mode: str | None, masks: Path | None
 ) -> "Make":
     """What gives the mask of a source, and the model that made it where that is known."""
     from cli.engine import choose_mode, load_pixel_limit, open_engine
 
     if masks:
-        if mode or input_size:
-            raise Misuse("--masks are scored as they are: leave --mode and --input-size out")
+        if mode or recipe != DEFAULT:
+            raise Misuse("--masks are scored as they are: leave --mode and what makes masks out")
         from shared.inference.labelmaps import read_label_map
 
         return lambda path: (read_label_map(path), None)
@@ -155,14 +168,15 @@ def _choose_maker(
             f"mode {mode} gives {chosen.label_space} ids, which cannot be compared with {protocol.label_space.name}"
         )
     from shared.inference import media
-    from shared.inference.recipe import Recipe
 
     limit, engine = load_pixel_limit(), open_engine()
 
     def make(path: Path) -> "tuple[NDArray[np.uint8], dict[str, Any]]":
-        made = engine.segment(media.read_image(path, max_pixels=limit), mode, Recipe(input_size=input_size))
-        # The exact input follows each image's aspect; of a whole set, only the asked-for side can be told.
-        return made.mask, {**asdict(made.model), "input_size": input_size or chosen.input_size}
+        made = engine.segment(media.read_image(path, max_pixels=limit), mode, recipe)
+        model = asdict(made.model)
+        # These follow each image's aspect; of a whole set only the recipe can be told.
+        del model["input_size"], model["passes"]
+        return made.mask, model
 
     return make
 
@@ -183,10 +197,11 @@ def _describe(outcome: Outcome, pairs: "Pairs") -> dict[str, Any]:
     }
 
 
-def _name_origin(mode: str | None, model: dict[str, Any] | None, masks: Path | None) -> str:
+def _name_origin(mode: str | None, recipe: Recipe, model: dict[str, Any] | None, masks: Path | None) -> str:
     if model is None:
         return f"masks in {masks}"
-    return f"mode {mode}, {model['name']} ({model['revision']}), {model['dtype']}, input size {model['input_size']}"
+    wanted = [f"{name} {value}" for name, value in asdict(recipe).items() if value != getattr(DEFAULT, name)]
+    return ", ".join([f"mode {mode}", f"{model['name']} ({model['revision']})", model["dtype"], *wanted])
 
 
 def _print_scores(scores: "Scores", *, origin: str) -> None:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.inference import recipe
+
 if TYPE_CHECKING:
     from cli.client import Client
 
@@ -30,6 +32,23 @@ InputSize = Annotated[
         help="The model is given about N×N pixels.",
         show_default="the mode's",
     ),
+]
+Resize = Annotated[
+    recipe.Resize,
+    typer.Option(help="published: as the model's published evaluation did, without --input-size."),
+]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Average six sizes, each also mirrored: the published multi-scale protocol.")
+]
+Tiles = Annotated[
+    bool, typer.Option("--tiles", help="Show the image at its own resolution, in overlapping tiles of N×N pixels.")
+]
+TileOverlap = Annotated[
+    float,
+    typer.Option(metavar="PART", min=0.0, max=recipe.MAX_OVERLAP, help="Of a tile's side, shared with its neighbour."),
+]
+UnlabeledBelow = Annotated[
+    float, typer.Option(metavar="PART", min=0.0, max=1.0, help="Pixels whose confidence is less get id 0.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

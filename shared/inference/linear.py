@@ -25,7 +25,7 @@ def linear(
     `gelu` is the exact one, by the error function. There are no gradients.
     """
     whole = rows.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if _HAS_ONEDNN and whole and rows.device.type == "cpu":
+    if _HAS_ONEDNN and whole and rows.device.type == "cpu" and not torch.compiler.is_compiling():
         # functional.linear asks MKL here, which is a fifth slower on AMD's processors and no faster on others.
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "none")  # noqa: SLF001
         return product

@@ -95,6 +95,22 @@ def test_what_segment_makes_scores_as_the_mode_does(maskline: Maskline, folder: 
     assert made["miou"] == run["miou"]
 
 
+def test_a_score_says_how_its_masks_were_made(maskline: Maskline, folder: Path) -> None:
+    write_scenes(folder, count=1)
+    told = maskline(*DEMO, "--tta", "--input-size", "64").out
+    assert "input_size 64, tta True\n" in told
+    assert "input_size 384\n" in maskline(*DEMO).out
+    recipe = json.loads(maskline(*DEMO, "--resize", "published", "--json").out)["recipe"]
+    assert (recipe["resize"], recipe["input_size"], recipe["tta"]) == ("published", None, False)
+
+
+def test_flipped_and_scaled_masks_score_otherwise_than_plain_ones(maskline: Maskline, folder: Path) -> None:
+    write_scenes(folder, count=1)
+    plain, averaged = (json.loads(maskline(*DEMO, "--json", *more).out) for more in ((), ("--tta",)))
+    assert plain["classes"] != averaged["classes"]
+    assert averaged["miou"] > 0.8
+
+
 def test_a_palette_truth_is_read_by_its_indices(maskline: Maskline, folder: Path) -> None:
     write_maps(folder / "masks", a=[[0, 15]])
     (folder / "labels").mkdir()
@@ -170,6 +186,7 @@ def test_a_truth_without_labels_has_no_score(maskline: Maskline, folder: Path) -
         (("--images", "masks", "--label-space", "demo", "--mode", "best"), 2, "there is no mode best"),
         (("--images", "masks", "--label-space", "demo"), 2, "say what to score"),
         (("--masks", "masks", "--label-space", "demo", "--mode", "demo"), 2, "--masks are scored as they are"),
+        (("--masks", "masks", "--label-space", "demo", "--tta"), 2, "--masks are scored as they are"),
         (("--masks", "empty", "--label-space", "demo"), 2, "empty holds no .png"),
         (("--masks", "gone", "--label-space", "demo"), 2, "dir 'gone' does not exist"),
         (("--images", "twins", "--label-space", "demo", "--mode", "demo"), 2, "have one name"),

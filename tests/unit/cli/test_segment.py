@@ -41,6 +41,36 @@ def test_json_is_one_object_per_image_with_what_made_its_mask(maskline: Maskline
         assert (picture.mode, picture.size) == ("RGB", (320, 240))
 
 
+@pytest.mark.parametrize(
+    ("options", "recipe"),
+    [
+        (("--tta", "--input-size", "64"), Recipe(tta=True, input_size=64)),
+        (
+            ("--tiles", "--input-size", "160", "--tile-overlap", "0.5"),
+            Recipe(tiles=True, input_size=160, tile_overlap=0.5),
+        ),
+        (("--resize", "published"), Recipe(resize="published")),
+        (("--unlabeled-below", "0.9"), Recipe(unlabeled_below=0.9)),
+    ],
+)
+def test_every_option_of_a_job_makes_the_mask_that_a_job_would_get(
+    maskline: Maskline, folder: Path, options: tuple[str, ...], recipe: Recipe
+) -> None:
+    scene = write_scenes(folder, count=1)["a"]
+    made = json.loads(maskline("segment", "images", "-m", "demo", "--json", *options).out)
+    wanted = Engine(offline=True).segment(scene.image, "demo", recipe)
+    assert np.array_equal(decode_mask((folder / "masks" / "a.png").read_bytes()), wanted.mask)
+    assert (made["model"]["passes"], made["warnings"]) == (wanted.model.passes, [])
+
+
+def test_how_sure_each_pixel_is_lies_beside_the_mask(maskline: Maskline, folder: Path) -> None:
+    scene = write_scenes(folder, count=1)["a"]
+    made = json.loads(maskline("segment", "images", "-m", "demo", "--confidence", "--json").out)
+    assert made["confidence"] == "masks/a.confidence.png"
+    sure = decode_mask((folder / "masks" / "a.confidence.png").read_bytes())
+    assert np.array_equal(sure, Engine(offline=True).segment(scene.image, "demo", Recipe(confidence=True)).confidence)
+
+
 def test_on_a_terminal_a_bar_shows_the_image_in_hand_and_the_output_stays_as_it_is(
     maskline: Maskline, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +179,8 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(maskline: Maskline,
         (("missing.jpg", "-m", "demo"), "missing.jpg' does not exist"),
         (("photo.jpg", "-m", "best"), "there is no mode best; the modes are fast, balanced"),
         (("photo.jpg", "-m", "demo", "--input-size", "8"), "Invalid value for '--input-size'"),
+        (("photo.jpg", "-m", "demo", "--resize", "half"), "Invalid value for '--resize'"),
+        (("photo.jpg", "-m", "demo", "--resize", "published", "--tiles"), 'leave resize "published" out'),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(
