@@ -1,7 +1,7 @@
 """A library's own way from an image to its labels, stage by stage: what somebody without Maskline would write.
 
 transformers with its image processors for `accurate` and `sota`, torchvision for `fast` and `balanced`. The input has
-the size that ours has, so that all look at the same picture; on CUDA the network runs under autocast to half precision.
+the size that it is told; on CUDA the network runs under autocast to half precision.
 """
 
 from types import SimpleNamespace
@@ -32,6 +32,20 @@ class Library:
         self._device = device
         kinds: dict[str, Any] = {"sota": Mask2FormerImageProcessor, "accurate": SegformerImageProcessor}
         self._processor = kinds[mode]() if mode in kinds else None
+
+    def own_input_size(self, size: Size) -> Size:
+        """The (width, height) to which the library resizes a source when it is left to itself.
+
+        torchvision's transforms of these weights and the image processor published with Mask2Former keep the aspect;
+        that of SegFormer makes a square.
+        """
+        published = self._mode.published
+        if published is None or self._mode.name == "accurate":
+            return (512, 512)
+        scale = published.shorter / min(size)
+        if published.longer is not None:
+            scale = min(scale, published.longer / max(size))
+        return round(size[0] * scale), round(size[1] * scale)
 
     def preprocess(self, image: NDArray[np.uint8], input_size: Size) -> torch.Tensor:
         """uint8 RGB (height, width, 3) to float32 (1, 3, h, w) of `input_size` (width, height)."""

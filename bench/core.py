@@ -4,12 +4,12 @@
 
 One run, the same weights, the same images, turn about. "whole": a uint8 RGB array in, the mask out, by Engine.segment
 against the library's processor, network and post-processing, with the stages' own times; a square source is the input
-as it is, a wide one is brought to the mode's input size. The straightforward way shares the library's network, and then
-resizes everything to full size and combines it. All networks see the same pixels, so that labels can be compared. The
-weights are random, and so are the masks: `classes` says how many there are in one, with ragged borders, which costs
-ours more than a real image's would and the others the same. "masks": the masks of Mask2Former alone, from made-up
-output (bench.logits): structured, like that of real images, and noise, the worst case. "memory": the highest use
-beyond the loaded network and the image, each way in a process of its own.
+as it is, a wide one is brought to the mode's input size, and for "library_own" to the library's. The straightforward
+way shares the library's network, and then resizes everything to full size and combines it. All networks see the same
+pixels, so that labels can be compared. The weights are random, and so are the masks: `classes` says how many there are
+in one, with ragged borders, which costs ours more than a real image's would and the others the same. "masks": the
+masks of Mask2Former alone, from made-up output (bench.logits): structured, like that of real images, and noise, the
+worst case. "memory": the highest use beyond the loaded network and the image, each way in a process of its own.
 
 The figures by their own names are of `sota`: forward and whole at 1024×1024, masks from structured output at 1024×1024,
 memory of the whole for a 4K source against the straightforward way, and the lowest agreement with the straightforward
@@ -100,8 +100,8 @@ def measure(mode: str, sizes: Sequence[Size], repeats: int, device: torch.device
 def _compare_forward_memory(mode: str, size: Size, device: torch.device) -> Case:
     """The peak bytes of the forward pass alone, in single precision."""
     case: Case = {"stage": "memory of forward", "mode": mode, "input": _whole.name(size)}
-    for side in ("ours", "library"):
-        case[f"{side}_peak_bytes"] = in_child(forward.measure_memory, mode, side, size[0], str(device))
+    for way in ("ours", "library"):
+        case[f"{way}_peak_bytes"] = in_child(forward.measure_memory, mode, way, size[0], str(device))
     return {**case, "peak_memory_ratio_vs_library": case["ours_peak_bytes"] / case["library_peak_bytes"]}
 
 

@@ -10,17 +10,21 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from bench._meter import in_child, now, peak_bytes
-from bench._networks import build_both, forward_of
+from bench._networks import build_both, build_random, forward_of
+from shared.inference import networks
 from shared.inference.device import choose_device, describe_device
-from shared.inference.networks import predict
-from shared.inference.postprocess import QueryLogits
 
 MODES = ("fast", "balanced", "accurate", "sota")
 SIZES = {"sota": (1024,)}
+ALSO = ("bfloat16", "compiled")
+
+Run = Callable[[torch.Tensor], networks.Output]
 
 
 def main(arguments: list[str]) -> None:
@@ -30,6 +34,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--also", nargs="+", default=(), choices=ALSO, help="further ways of ours")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -39,9 +44,9 @@ def main(arguments: list[str]) -> None:
     results = []
     for mode in options.modes:
         for size in options.sizes or SIZES.get(mode, (512,)):
-            result = measure_time(mode, size, options.repeats, device)
-            for side in ("ours", "library"):
-                result[f"{side}_peak_bytes"] = in_child(measure_memory, mode, side, size, options.device)
+            result = measure_time(mode, size, options.repeats, device, also=options.also)
+            for way in ("ours", "library"):
+                result[f"{way}_peak_bytes"] = in_child(measure_memory, mode, way, size, options.device)
             result["peak_memory_ratio"] = round(
                 float(result["ours_peak_bytes"]) / float(result["library_peak_bytes"]), 3
             )
@@ -51,50 +56,55 @@ def main(arguments: list[str]) -> None:
         print(json.dumps({"device": name, "threads": options.threads, "forward": results}))
 
 
-def measure_time(mode: str, size: int, repeats: int, device: torch.device) -> dict[str, float | str]:
-    """Median seconds of both sides, their ratio, and the largest difference relative to the largest logit."""
-    ours, network = build_both(mode, device)
-    library = forward_of(network)
+def measure_time(
+    mode: str, size: int, repeats: int, device: torch.device, *, also: Sequence[str]
+) -> dict[str, float | str]:
+    """Median seconds of every way, how much sooner ours are done, and how far off: of the library's largest output."""
+    ways = open_ways(mode, device, also=also)
     pixels = torch.randn((1, 3, size, size), generator=torch.Generator().manual_seed(1)).to(device)
-    seconds: dict[str, list[float]] = {"ours": [], "library": []}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    outputs: dict[str, networks.Output] = {}
     with torch.inference_mode():
         for number in range(repeats + 1):
-            for side in seconds:
+            for way, run in ways.items():
                 started = now(device)
-                if side == "ours":
-                    [output] = predict(ours, pixels, torch.float32)
-                else:
-                    expected = library(pixels)
+                outputs[way] = run(pixels)
                 elapsed = now(device) - started
                 if number:  # the first round warms up
-                    seconds[side].append(elapsed)
-    found = (output.masks, output.classes) if isinstance(output, QueryLogits) else (output.logits,)
+                    seconds[way].append(elapsed)
+    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    result: dict[str, float | str] = {"mode": mode, "size": size}
+    result |= {f"{way}_seconds": round(median, 4) for way, median in medians.items()}
+    for way in ways.keys() - {"library"}:
+        result[f"{way}_speedup"] = round(medians["library"] / medians[way], 3)
+        result[f"{way}_relative_error"] = _compare(outputs[way], outputs["library"])
+    return result
+
+
+def open_ways(mode: str, device: torch.device, *, also: Sequence[str] = ()) -> dict[str, Run]:
+    """The library's way, ours in single precision, and of ours those in `also`, all over the same weights."""
+    network, library = build_both(mode, device)
+    ways: dict[str, Run] = {"ours": partial(networks.run, network, dtype=torch.float32), "library": forward_of(library)}
+    if "bfloat16" in also:
+        half = networks.prepare(build_random(mode), torch.bfloat16).to(device)
+        ways["bfloat16"] = partial(networks.run, half, dtype=torch.bfloat16)
+    if "compiled" in also:
+        ways["compiled"] = networks.compile_run(network, torch.float32, device)
+    return ways
+
+
+def _compare(found: networks.Output, expected: networks.Output) -> float:
+    """The largest difference of an output; a DeepLabV3's is brought to the input's size, as the library's is."""
     if found[0].shape[-2:] != expected[0].shape[-2:]:
-        found = (torch.nn.functional.interpolate(found[0][None], size=expected[0].shape[-2:], mode="bilinear")[0],)
-    errors = [
-        float((own - other[0]).abs().max() / other.abs().max()) for own, other in zip(found, expected, strict=True)
-    ]
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
-    return {
-        "mode": mode,
-        "size": size,
-        "ours_seconds": round(medians["ours"], 4),
-        "library_seconds": round(medians["library"], 4),
-        "forward_speedup": round(medians["library"] / medians["ours"], 3),
-        "relative_error": max(errors),
-    }
+        found = (torch.nn.functional.interpolate(found[0].float(), size=expected[0].shape[-2:], mode="bilinear"),)
+    return max(float((own - other).abs().max() / other.abs().max()) for own, other in zip(found, expected, strict=True))
 
 
-def measure_memory(mode: str, side: str, size: int, device_name: str) -> int:
+def measure_memory(mode: str, way: str, size: int, device_name: str) -> int:
     """The bytes a forward pass takes on top of the loaded network; for a process of its own."""
     device = choose_device(device_name)
-    ours, network = build_both(mode, device)
-    library = forward_of(network)
+    run = open_ways(mode, device)[way]
     pixels = torch.randn((1, 3, size, size)).to(device)
-
-    def run(pixels: torch.Tensor) -> object:
-        return predict(ours, pixels, torch.float32) if side == "ours" else library(pixels)
-
     with torch.inference_mode():
         # Once at the smallest size, for what the kernels set up for themselves.
         run(pixels[:, :, :64, :64])

@@ -38,16 +38,10 @@ def open_engine() -> "Engine":
     from cli.access import load_service_settings
     from shared.inference.engine import Engine
 
-    settings = load_service_settings()
     try:
-        return Engine(
-            device=settings.worker.device,
-            sources={name: (each.source, each.revision) for name, each in settings.models.sources().items()},
-            cache_folder=settings.models.cache_folder,
-            offline=settings.models.offline,
-        )
+        return Engine(**load_service_settings().describe_engine())
     except ValueError as error:
-        raise Failure(f"MASKLINE_WORKER__DEVICE: {error}") from error
+        raise Failure(f"MASKLINE_WORKER__… does not fit this machine: {error}") from error
 
 
 def load_pixel_limit() -> int:

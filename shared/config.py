@@ -6,7 +6,7 @@ refused, because a misspelt limit must not silently become the default.
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import pydantic_settings
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -78,6 +78,12 @@ class Worker(Group):
     modes: tuple[str, ...] = ("fast", "balanced", "accurate", "sota", "demo")
     warm_modes: tuple[str, ...] = ()
     device: str = "auto"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """None: what the device is best at."""
+    compile: bool = False
+    """Compile the networks: a minute or more for the first image of every input size, less time for the others."""
+    model_bytes: Bytes | None = None
+    """How much the weights of all models in memory may take; None: half of the device's."""
     lease_seconds: Seconds = 30
     heartbeat_seconds: Seconds = 8
     batch_images: int | None = Field(default=None, ge=1)
@@ -141,6 +147,19 @@ class Settings(BaseSettings):
     upkeep: Upkeep = Upkeep()
     webhooks: Webhooks = Webhooks()
     models: Models = Models()
+
+    def describe_engine(self) -> dict[str, Any]:
+        """What shared.inference.engine.Engine is made of."""
+        return {
+            "device": self.worker.device,
+            "dtype": self.worker.dtype,
+            "compiled": self.worker.compile,
+            "model_bytes": self.worker.model_bytes,
+            "batch_images": self.worker.batch_images,
+            "sources": {name: (each.source, each.revision) for name, each in self.models.sources().items()},
+            "cache_folder": self.models.cache_folder,
+            "offline": self.models.offline,
+        }
 
 
 def load_settings() -> Settings:

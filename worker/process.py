@@ -72,11 +72,7 @@ class WorkerProcess:
 def _build_engine(settings: Settings) -> "Engine":
     from shared.inference.engine import Engine  # brings torch, which an io worker does without
 
-    sources = {name: (each.source, each.revision) for name, each in settings.models.sources().items()}
-    return Engine(
-        device=settings.worker.device, sources=sources, cache_folder=settings.models.cache_folder,
-        offline=settings.models.offline, batch_images=settings.worker.batch_images,
-    )  # fmt: skip
+    return Engine(**settings.describe_engine())
 
 
 def _describe_device(engine: "Engine") -> tuple[str, int]:

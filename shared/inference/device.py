@@ -30,8 +30,8 @@ def choose_device(name: str = "auto") -> torch.device:
 def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
     """`name`, or what the device is best at: bfloat16 where the chip has it, float16 on CUDA before that (a T4).
 
-    On a CPU float32: even those with instructions for bfloat16 are not reliably faster in it. Raises ValueError for a
-    name that is no precision of ours.
+    On a CPU float32, also where bfloat16 would be faster (bench/RESULTS.md): some pixels would change their class, and
+    whoever waits for a CPU can say which of the two counts. Raises ValueError for a name that is no precision of ours.
     """
     if name is not None:
         if name not in DTYPES:

@@ -18,6 +18,7 @@ from shared.inference.errors import OutOfMemory
 from shared.inference.loading import LoadedModel, load
 from shared.inference.memory import DeviceMemory, watch_allocators
 from shared.inference.modes import MODES, Mode
+from shared.inference.networks import check_compiler
 from shared.inference.passes import Pass, plan, split
 from shared.inference.postprocess import PixelLogits, QueryLogits, combine, label, proceed
 from shared.inference.recipe import DEFAULT, Recipe
@@ -99,8 +100,9 @@ class Engine:
     `sources` maps a mode to the (folder or hub repository, revision) that takes the place of its own. `dtype` is
     float32, float16 or bfloat16, by default what the device is best at (see choose_dtype). `batch_images` is how many
     images go through a model together, by default 8 on CUDA and 1 on a CPU, which gains nothing. `model_bytes` bounds
-    the weights kept in memory, by default half of the device's. Raises ValueError for a device or dtype that is not
-    there.
+    the weights kept in memory, by default half of the device's. `compiled` networks take a minute or more for the
+    first image of every input size, and less time for the others. Raises ValueError for a device, a dtype or a
+    compiler that is not there.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Engine:
         offline: bool = False,
         batch_images: int | None = None,
         model_bytes: int | None = None,
+        compiled: bool = False,
     ) -> None:
         self.device = choose_device(device)
         self.batch_images = batch_images or (CUDA_BATCH_IMAGES if self.device.type == "cuda" else 1)
@@ -120,6 +123,9 @@ class Engine:
         self._sources = dict(sources or {})
         self._cache_folder = cache_folder
         self._offline = offline
+        self._compiled = compiled
+        if compiled:
+            check_compiler(self.device)
         self._memory = DeviceMemory(self.device)
         self._shelf = Shelf(self._load, budget_bytes=model_bytes or self._memory.total_bytes // 2)
         self._bytes_per_image: dict[tuple[str, tuple[int, int]], int] = {}
@@ -293,6 +299,7 @@ class Engine:
             offline=self._offline,
             device=self.device,
             dtype=self._dtype,
+            compiled=self._compiled,
         )
 
     def _describe(self, model: LoadedModel, task: _Task) -> ModelInfo:

@@ -5,9 +5,10 @@ code in it) raises ModelUnavailable. Where the files come from is the business o
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ class LoadedModel:
 
     mode: Mode
     network: nn.Module
+    run: Callable[[torch.Tensor], networks.Output]
+    """The network's own way, compiled or not."""
     revision: str
-    device: torch.device
     dtype: torch.dtype
 
     @property
@@ -43,7 +45,7 @@ class LoadedModel:
     def predict(self, pixels: torch.Tensor) -> list[PixelLogits] | list[QueryLogits]:
         """The raw output for each normalised image of a batch, float32 (batch, 3, h, w) on the same device."""
         with torch.inference_mode():
-            return networks.predict(self.network, pixels, self.dtype)
+            return networks.split(self.run(pixels))
 
 
 def load(
@@ -55,11 +57,12 @@ def load(
     offline: bool = False,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
 ) -> LoadedModel:
     """Find the weights of `mode` (see weights.find), read them, check them and move them to `device`.
 
     With a half `dtype` the large products are computed in it, and what needs the full mantissa in float32 (see
-    networks.prepare).
+    networks.prepare). If `compiled`, the first run of every shape takes a minute or more (see networks.compile_run).
     Raises ModelUnavailable.
     """
     found = weights.find(mode, source=source, revision=revision, cache_folder=cache_folder, offline=offline)
@@ -74,7 +77,8 @@ def load(
         # The readers raise almost anything on a damaged file, and each case means the same to whoever runs this.
         raise weights.unavailable(mode, f"the weights in {found.path} cannot be read: {error}") from error
     network = networks.prepare(network, dtype).to(device)
-    return LoadedModel(mode, network, found.revision, device, dtype)
+    run = networks.compile_run(network, dtype, device) if compiled else partial(networks.run, network, dtype=dtype)
+    return LoadedModel(mode, network, run, found.revision, dtype)
 
 
 def _read_transformers(mode: Mode, folder: Path) -> nn.Module:

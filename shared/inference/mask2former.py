@@ -60,6 +60,7 @@ class SemanticMask2Former(Mask2FormerPreTrainedModel):  # type: ignore[no-untype
                     for parameter in module.parameters(recurse=False):
                         parameter.data = parameter.data.to(dtype)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def plan(self, shape: torch.Size, device: torch.device) -> Plan:
         """The plan for pixels of `shape` (batch, 3, height, width), made now or taken from the last few."""
         key = (*shape, device)

@@ -1,10 +1,13 @@
-"""The networks of the modes behind one call: a batch of pixels in, the raw output of each image out.
+"""The networks of the modes behind one call: a batch of pixels in, their raw output out.
 
 Nothing is upsampled to the input and nothing is kept for training. What is downloaded or read from disk is the
 business of weights and loading.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -15,6 +18,9 @@ from transformers import SegformerForSemanticSegmentation
 from shared.inference.mask2former import SemanticMask2Former
 from shared.inference.postprocess import PixelLogits, QueryLogits
 from shared.inference.segformer import segformer_logits
+
+Output: TypeAlias = tuple[torch.Tensor, ...]
+"""Of a batch: the masks and the classes of queries, or the logits of channels alone, as postprocess describes them."""
 
 _DEEPLABS = {
     "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
@@ -57,20 +63,52 @@ def _fold_norms(network: nn.Module) -> None:
                 setattr(parent, norm_name, nn.Identity())
 
 
-def predict(network: nn.Module, pixels: torch.Tensor, dtype: torch.dtype) -> list[PixelLogits] | list[QueryLogits]:
-    """Run normalised images of one size, float32 (batch, 3, h, w), through a prepared network: an output for each.
+def run(network: nn.Module, pixels: torch.Tensor, dtype: torch.dtype) -> Output:
+    """Put normalised images of one size, float32 (batch, 3, h, w), through a prepared network.
 
     `dtype` is the one the network was prepared for. Raises TypeError for a network of another package.
     """
     if isinstance(network, SemanticMask2Former):
-        return [QueryLogits(masks=masks, classes=classes) for masks, classes in zip(*network(pixels), strict=True)]
+        return network(pixels)  # type: ignore[no-any-return]  # torch's modules are callables of anything
     with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
         if isinstance(network, SegformerForSemanticSegmentation):
-            logits = segformer_logits(network, pixels)
-        elif isinstance(network, DeepLabV3):
+            return (segformer_logits(network, pixels),)
+        if isinstance(network, DeepLabV3):
             # The module's own forward would upsample to the input's size first, and the mask needs the image's.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            logits = network.classifier(network.backbone(pixels)["out"])
-        else:
-            raise TypeError(f"{type(network).__name__} is no network of this package")
-    return [PixelLogits(planes) for planes in logits]
+            return (network.classifier(network.backbone(pixels)["out"]),)
+    raise TypeError(f"{type(network).__name__} is no network of this package")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small. Raises ValueError where that cannot be done, as without a C++ compiler."""
+    try:
+        torch.compile(torch.sin)(torch.ones(1, device=device))
+    except Exception as error:  # torch has a score of them for this
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"networks cannot be compiled here: {reason}") from error
+
+
+def compile_run(network: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable[[torch.Tensor], Output]:
+    """`run` of one network, compiled anew for every shape of input: a minute or more once, sooner done after that.
+
+    torch keeps eight such programs for all networks together; what comes after them runs as it is. On CUDA the kernels
+    are replayed as one graph, without a launch for each of them.
+    """
+    compiled = torch.compile(
+        partial(run, network, dtype=dtype), dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None
+    )
+
+    def replay(pixels: torch.Tensor) -> Output:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # The next replay writes over what this one gives back.
+        return tuple(output.clone() for output in compiled(pixels))
+
+    return replay if device.type == "cuda" else compiled
+
+
+def split(outputs: Output) -> list[PixelLogits] | list[QueryLogits]:
+    """What `run` gave, image by image."""
+    if len(outputs) == 1:
+        return [PixelLogits(planes) for planes in outputs[0]]
+    return [QueryLogits(masks=masks, classes=classes) for masks, classes in zip(*outputs, strict=True)]

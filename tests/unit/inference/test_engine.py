@@ -360,6 +360,22 @@ def test_bfloat16_on_a_cpu_agrees_with_single_precision(engine: Engine, photo: N
     assert (half.mask == single.mask).mean() > 0.95
 
 
+def test_compiled_networks_give_the_same_masks_whatever_the_shape(
+    sources: Sources, engine: Engine, photo: NDArray[np.uint8]
+) -> None:
+    compiled = Engine(device="cpu", sources=sources, offline=True, compiled=True)
+    for image in (photo, photo[:, :40], photo[::-1]):
+        agreement = compiled.segment(image, "accurate", SMALL).mask == engine.segment(image, "accurate", SMALL).mask
+        assert agreement.mean() > 0.999, "sums of another order may tip what lies on a border"
+
+
+def test_without_a_compiler_an_engine_that_should_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere"))  # noqa: SLF001
+    torch.compiler.reset()
+    with pytest.raises(ValueError, match=r"cannot be compiled here.*compiler"):
+        Engine(device="cpu", compiled=True)
+
+
 def test_the_device_has_a_name_and_a_memory() -> None:
     name, memory = describe_device(torch.device("cpu"))
     assert name

@@ -219,7 +219,7 @@ def test_both_ways_of_sampling_give_the_same_sum(sizes: tuple[tuple[int, int], .
 def test_predictions_come_one_for_each_image_of_a_batch() -> None:
     network = networks.prepare(build(4), torch.float32)
     with torch.inference_mode():
-        predictions = networks.predict(network, torch.zeros((2, 3, 64, 96)), torch.float32)
+        predictions = networks.split(networks.run(network, torch.zeros((2, 3, 64, 96)), torch.float32))
     assert len(predictions) == 2
     for prediction in predictions:
         assert isinstance(prediction, QueryLogits)
