@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import structlog
@@ -38,7 +39,7 @@ from shared.config import Settings
 from shared.contract import Options
 from shared.db import SessionFactory
 from shared.inference.demo.scenes import draw_scene
-from shared.inference.device import describe_device
+from shared.inference.device import choose_device, describe_device
 from shared.inference.engine import Engine, ModelInfo, Segmentation
 from shared.inference.recipe import Recipe
 from shared.models import Job, JobState, StepKind, Tenant, Worker, create_id
@@ -107,7 +108,8 @@ class Bench:
         }
 
     def _run(self, engine: Any, way: str, jobs: int) -> float:
-        with self._runner(engine, batch_images=1 if way == "one_by_one" else None) as runner:
+        batch_images = 1 if way == "one_by_one" else engine.batch_images
+        with mock.patch.object(engine, "batch_images", batch_images), self._runner(engine) as runner:
             submitted = [self._submit(self.images[number % len(self.images)]) for number in range(jobs)]
             started = time.perf_counter()
             runner.run_until_idle()
@@ -132,8 +134,8 @@ class Bench:
         return job_id
 
     @contextmanager
-    def _runner(self, engine: Any, *, batch_images: int | None) -> Iterator[Runner]:
-        limits = self.settings.worker.model_copy(update={"batch_images": batch_images})
+    def _runner(self, engine: Any) -> Iterator[Runner]:
+        limits = self.settings.worker
         row = Worker(host="bench", pid=os.getpid(), queue=GPU, device="cpu", memory_bytes=0, modes=[MODE])
         with self.sessions.begin() as session:
             session.add(row)
@@ -144,7 +146,7 @@ class Bench:
         )  # fmt: skip
         try:
             yield Runner(
-                settings=self.settings.model_copy(update={"worker": limits}), sessions=self.sessions,
+                settings=self.settings, sessions=self.sessions,
                 storage=self.storage, hints=self.hints, heart=heart, draining=draining, queue_name=GPU,
                 engine=cast("Engine", engine),
             )  # fmt: skip
@@ -200,6 +202,7 @@ def run(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--jobs", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16, help="images that the sleeping model takes together")
+    parser.add_argument("--demo-batch", type=int, help="of the demo model; the device's own unless given")
     parser.add_argument("--latency", type=float, nargs="+", default=[0.02, 0.05, 0.1], help="seconds it sleeps")
     parser.add_argument("--device", default="cpu", help="of the demo model")
     parser.add_argument("--threads", type=int, help="of the demo model; torch's own number unless given")
@@ -208,8 +211,7 @@ def run(arguments: Sequence[str] = ()) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors alone
     if options.threads:
         torch.set_num_threads(options.threads)
-    real = Engine(device=options.device)
-    name, _ = describe_device(real.device)
+    name, _ = describe_device(choose_device(options.device))
     load, threads = os.getloadavg()[0], torch.get_num_threads()
     print(f"{name}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}, load {load:.2f}")
     rows: list[dict[str, Any]] = []
@@ -218,7 +220,8 @@ def run(arguments: Sequence[str] = ()) -> None:
             (f"sleeping {latency:g} s", SleepingEngine(latency=latency, batch_images=options.batch), options.jobs, 1)
             for latency in options.latency
         ]
-        plan += [(MODE, real, options.jobs, 1), (f"{MODE} alone", real, 1, 8)]
+        batched = Engine(device=options.device, batch_images=options.demo_batch)
+        plan += [(MODE, batched, options.jobs, 1), (f"{MODE} alone", batched, 1, 8)]
         for model, engine, jobs, times in plan:
             rows.append({"model": model, **bench.measure(engine, jobs=jobs, repeats=times * options.repeats)})
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)

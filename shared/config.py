@@ -89,7 +89,7 @@ class Worker(Group):
     batch_images: int | None = Field(default=None, ge=1)
     """The most images of several jobs that go through the model together; None: as many as the device gains from.
 
-    1 also keeps the worker from holding more than one step at a time.
+    A worker holds one step at a time where that is 1, as on a CPU.
     """
     image_pixels: int = Field(default=64_000_000, ge=1)
     source_bytes: Bytes = 5 * 10**9

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from shared.inference.engine import Engine, Segmentation
 
-OVERLAP_PLACES = 3  # where the model takes one image at a time: one fetched, one in the model, one stored
 MOST_PLACES = 64
 BUSY_PLACES = 8  # fetch or store at a time; the others wait for the model. Connections are as many, and a few
 DECODED_BYTES = 2**30  # of images in memory, above which no further step is begun
@@ -34,11 +33,12 @@ ROUND_SECONDS = 2.0  # after which no further step is begun, so that steps of an
 Task = Callable[["Round"], None]
 
 
-def count_places(engine: "Engine", *, batch_images: int | None) -> int:
-    """How many steps a worker may hold at once; `batch_images` is the setting, 1 of which means one by one."""
-    if batch_images == 1:
-        return 1
-    return min(2 * engine.batch_images, MOST_PLACES) if engine.batch_images > 1 else OVERLAP_PLACES
+def count_places(engine: "Engine") -> int:
+    """How many steps a worker may hold at once: twice what the model takes together, one half on its way.
+
+    One where the model takes one image at a time, as on a CPU. That has no core to spare for the others' files.
+    """
+    return min(2 * engine.batch_images, MOST_PLACES) if engine.batch_images > 1 else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ class Runner:
         self._queue_name = queue_name
         self._engine = engine
         self._mode_loaded: str | None = None
-        self._places = count_places(engine, batch_images=settings.worker.batch_images) if engine else 1
+        self._places = count_places(engine) if engine else 1
         self._oldest_first_every = max(OLDEST_FIRST_EVERY, 2 * self._places)  # room for a round that fills the device
         self._since_oldest = 0
 

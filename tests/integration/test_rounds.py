@@ -157,13 +157,12 @@ def test_idle_workers_are_left_their_share(together: Workbench, submit_jobs: Sub
     assert (engine.batches, other_engine.batches) == ([4], [4])
 
 
-def test_a_worker_told_so_holds_one_step_at_a_time(
-    workbench: Workbench, settings: Settings, submit_jobs: SubmitJobs, sessions: SessionFactory
+def test_a_worker_whose_model_takes_one_image_at_a_time_holds_one_step_at_a_time(
+    workbench: Workbench, submit_jobs: SubmitJobs, sessions: SessionFactory
 ) -> None:
     submit_jobs(3)
-    one = settings.model_copy(update={"worker": settings.worker.model_copy(update={"batch_images": 1})})
     running: list[int] = []
-    replace(workbench, settings=one).run(lambda: running.append(count_running(sessions)))
+    workbench.run(lambda: running.append(count_running(sessions)))
     assert running == [1, 1, 1]
 
 
@@ -171,16 +170,17 @@ def test_a_worker_told_so_holds_one_step_at_a_time(
 
 
 def test_the_next_image_is_fetched_and_the_last_one_published_while_the_model_runs(
-    workbench: Workbench, submit_jobs: SubmitJobs, sessions: SessionFactory
+    together: Workbench, submit_jobs: SubmitJobs, sessions: SessionFactory
 ) -> None:
-    first, second = submit_jobs(2)
+    [first] = submit_jobs(1, file=small_image(width=64, height=48))
+    [second] = submit_jobs(1, file=small_image(width=48, height=64))  # cannot go through the model with the first
     turns = iter(
         [
             lambda: read_job(sessions, second).stage == "segmenting",
             lambda: read_job(sessions, first).state == JobState.SUCCEEDED,
         ]
     )
-    assert workbench.run(lambda: wait_until(next(turns))).batches == [1, 1]
+    assert together.run(lambda: wait_until(next(turns))).batches == [1, 1]
     assert states(sessions, [first, second]) == [JobState.SUCCEEDED] * 2
 
 
