@@ -105,9 +105,13 @@ class Service:
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
     folder = Path(tempfile.mkdtemp(prefix="maskline-"))
-    short = {"MASKLINE_WORKER__LEASE_SECONDS": str(LEASE_SECONDS), "MASKLINE_WORKER__HEARTBEAT_SECONDS": "1"}
+    chosen = {
+        "MASKLINE_WORKER__LEASE_SECONDS": str(LEASE_SECONDS),
+        "MASKLINE_WORKER__HEARTBEAT_SECONDS": "1",
+        "MASKLINE_WORKER__BATCH_IMAGES": "2",  # for rounds, which a CPU would not begin by itself
+    }
     try:
-        with Stack(folder, durable=False, settings=short) as stack:
+        with Stack(folder, durable=False, settings=chosen) as stack:
             headers = {"Authorization": f"Bearer {stack.api_key}"}
             with httpx2.Client(base_url=stack.url, headers=headers, timeout=30) as http:
                 yield Service(stack, http)
