@@ -14,10 +14,12 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from shared import queue, webhooks
+from shared import locks, queue, webhooks
+from shared.broker import GPU, IO
 from shared.contract import Failure
-from shared.errors import InvalidTransition, JobActive, LeaseLost, NotFound
-from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState
+from shared.errors import InvalidTransition, JobActive, LeaseLost
+from shared.locks import Lease
+from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState, create_id
 
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.EXPIRED}),
@@ -40,19 +42,12 @@ Orders = Literal["go on", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lease:
-    """A worker's hold on one step. `attempt` is the fencing token: an older one writes nothing."""
-
-    step_id: uuid.UUID
-    attempt: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class ClaimedStep:
     lease: Lease
     job: Job
     kind: StepKind
     ordinal: int
+    plan: dict[str, Any] | None
 
 
 # --- the two guarded moves that everything below is made of ------------------------------------------------------
@@ -104,13 +99,7 @@ def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]])
     job.state = JobState.QUEUED
     job.start_by = _in(job.start_deadline_seconds)
     session.add(job)
-    rows = [
-        Step(
-            job_id=job.id, tenant_id=job.tenant_id, ordinal=ordinal, kind=kind, queue=queue_name,
-            mode=job.mode, priority=job.priority, state=StepState.QUEUED, hint_at=_in(queue.HINT_SECONDS),
-        )
-        for ordinal, (kind, queue_name) in enumerate(steps)
-    ]  # fmt: skip
+    rows = [_new_step(job, ordinal, kind, queue_name) for ordinal, (kind, queue_name) in enumerate(steps)]
     session.flush()
     session.add_all(rows)
     _record(session, job.id, "state", {"state": JobState.QUEUED})
@@ -121,8 +110,8 @@ def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]])
 
 def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
     """Cancel at once what no worker holds; a running step is told at its next heartbeat and ends the job then."""
-    steps = _lock_steps(session, job_id)
-    job = _lock_shown_job(session, job_id)
+    steps = locks.lock_steps(session, job_id)
+    job = locks.lock_shown_job(session, job_id)
     if job.state.is_terminal:
         raise InvalidTransition(f"the job is already {job.state}")
     if job.cancel_requested_at is None:
@@ -140,7 +129,7 @@ def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
 
     Raises InvalidTransition unless the job ended without a result.
     """
-    steps = _lock_steps(session, job_id)
+    steps = locks.lock_steps(session, job_id)
     job = move_job(
         session, job_id, JobState.QUEUED,
         queued_at=func.now(), start_by=func.now() + _interval(Job.start_deadline_seconds), started_at=None,
@@ -159,7 +148,7 @@ def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
 
 def delete_job(session: Session, job_id: uuid.UUID) -> None:
     """Hide the job at once; upkeep removes its files and then its row. Raises JobActive before it has ended."""
-    job = _lock_shown_job(session, job_id)
+    job = locks.lock_shown_job(session, job_id)
     if not job.state.is_terminal:
         raise JobActive(f"the job is {job.state}; cancel it first")
     job.deleted_at = func.now()
@@ -214,22 +203,57 @@ def heartbeat(session: Session, lease: Lease, *, lease_seconds: float) -> Orders
     return "stop" if canceled is not None or state.is_terminal else "go on"
 
 
-def report_progress(session: Session, lease: Lease, *, stage: str, done: int, total: int | None) -> None:
-    """Tell how far the job's only running step is. Raises LeaseLost."""
-    job = _lock_job(session, _locked_running_step(session, lease).job_id)
-    job.stage, job.frames_done, job.frames_total, job.progress_at = stage, done, total, func.now()
-    _record(session, job.id, "progress", {"stage": stage, "done": done, "total": total, "unit": "frames"})
+def report_progress(session: Session, lease: Lease, *, stage: str, done: int, total: int | None = None) -> None:
+    """Tell how many frames this step has done; the job's are those of all its steps. Raises LeaseLost.
+
+    `total` is the job's, for a step that knows it and comes first.
+    """
+    step = locks.lock_running_step(session, lease)
+    job = locks.lock_job(session, step.job_id)
+    _add_progress(session, step, job, stage=stage, done=done, total=total)
     session.flush()
+
+
+def plan_chunks(
+    session: Session, lease: Lease, *, recording: dict[str, Any], chunks: Sequence[dict[str, Any]], frames: int
+) -> list[Step]:
+    """End the probe: a step on the gpu queue for every chunk's plan. Raises LeaseLost; InvalidTransition when a cancel
+    came first."""
+    step, job = _finish(session, lease, result={"chunks": len(chunks)})
+    job.recording, job.chunks_left, job.frames_total = recording, len(chunks), frames
+    planned = [
+        _new_step(job, ordinal, StepKind.INFER, GPU, plan=plan)
+        for ordinal, plan in enumerate(chunks, start=step.ordinal + 1)
+    ]
+    session.add_all(planned)
+    _add_progress(session, step, job, stage="segmenting", done=0)
+    session.flush()
+    return planned
+
+
+def finish_chunk(session: Session, lease: Lease, *, result: dict[str, Any], frames: int) -> Step | None:
+    """End one chunk of a recording; the last of all adds and returns the step that joins them.
+
+    Raises LeaseLost; InvalidTransition when a cancel or another chunk's failure came first.
+    """
+    step, job = _finish(session, lease, result=result)
+    if job.chunks_left is None:
+        raise InvalidTransition("only a planned recording has chunks")
+    job.chunks_left -= 1
+    _add_progress(session, step, job, stage="segmenting" if job.chunks_left else "joining", done=frames)
+    joining = None
+    if job.chunks_left == 0:
+        last = session.scalar(select(func.max(Step.ordinal)).where(Step.job_id == job.id))
+        joining = _new_step(job, (last or 0) + 1, StepKind.FINALIZE, IO)
+        session.add(joining)
+    session.flush()
+    return joining
 
 
 def publish(session: Session, lease: Lease, *, manifest_key: str, model: dict[str, Any], timing: dict[str, Any]) -> Job:
     """End the step and with it its job: from this commit on the result exists. Raises LeaseLost; InvalidTransition
     when a cancel came first."""
-    step = move_step(session, lease.step_id, StepState.DONE, fence=lease.attempt, finished_at=func.now())
-    job = _lock_job(session, step.job_id)
-    if job.cancel_requested_at is not None:
-        raise InvalidTransition("the job was canceled before its result was there")
-    _record_attempt(session, step, "done")
+    _, job = _finish(session, lease)
     return move_job(
         session, job.id, JobState.SUCCEEDED,
         manifest_key=manifest_key, model=model, timing=timing, stage="done", progress_at=func.now(),
@@ -239,7 +263,7 @@ def publish(session: Session, lease: Lease, *, manifest_key: str, model: dict[st
 
 def fail_step(session: Session, lease: Lease, failure: Failure, *, failed_attempts: int) -> Step:
     """The attempt met trouble: try again after a pause if that can help, else fail the job. Raises LeaseLost."""
-    steps, step = _lock_lease(session, lease)
+    steps, step = locks.lock_lease(session, lease)
     failures = step.failures + 1
     error = failure.model_dump()
     if failure.retryable and failures < failed_attempts and not _must_stop(session, step):
@@ -255,13 +279,13 @@ def fail_step(session: Session, lease: Lease, failure: Failure, *, failed_attemp
 
 def release_step(session: Session, lease: Lease) -> Step:
     """A draining worker gives the step back; the attempt is not held against it. Raises LeaseLost."""
-    steps, step = _lock_lease(session, lease)
+    steps, step = locks.lock_lease(session, lease)
     return _requeue(session, step, steps, "released")
 
 
 def stop_step(session: Session, lease: Lease) -> Step:
     """The worker obeyed "stop": the step ends canceled, and so does its job if no other step runs. Raises LeaseLost."""
-    steps, step = _lock_lease(session, lease)
+    steps, step = locks.lock_lease(session, lease)
     return _cancel_running(session, step, steps)
 
 
@@ -298,21 +322,23 @@ def _take(session: Session, step_id: uuid.UUID, *, worker_id: uuid.UUID, lease_s
         session, step_id, StepState.RUNNING,
         attempt=Step.attempt + 1, worker_id=worker_id, lease_expires_at=_in(lease_seconds), started_at=func.now(),
     )  # fmt: skip
-    job = _lock_job(session, step.job_id)
+    job = locks.lock_job(session, step.job_id)
     if job.state == JobState.QUEUED:
         job = _start_job(session, job.id)
+    job.frames_done -= step.frames_done  # what the attempt before had done is done again
+    step.frames_done = 0
     job.attempts = max(job.attempts, step.attempt)
     _record_attempt(session, step, "started")
     session.flush()
     lease = Lease(step_id=step.id, attempt=step.attempt)
-    return ClaimedStep(lease=lease, job=job, kind=step.kind, ordinal=step.ordinal)
+    return ClaimedStep(lease=lease, job=job, kind=step.kind, ordinal=step.ordinal, plan=step.plan)
 
 
 def _end_late(session: Session, late: ColumnElement[bool], to: JobState, code: str, detail: str) -> Job | None:
     job_id = session.scalar(select(Job.id).where(late).limit(1))
     if job_id is None:
         return None
-    steps = _lock_steps(session, job_id)
+    steps = locks.lock_steps(session, job_id)
     if session.scalar(select(Job.id).where(Job.id == job_id, late).with_for_update()) is None:
         return None
     _cancel_queued(session, steps)
@@ -322,7 +348,7 @@ def _end_late(session: Session, late: ColumnElement[bool], to: JobState, code: s
 def _take_back(
     session: Session, step_id: uuid.UUID, job_id: uuid.UUID, late: ColumnElement[bool], *, lost_attempts: int
 ) -> Step | None:
-    steps = _lock_steps(session, job_id)
+    steps = locks.lock_steps(session, job_id)
     step = session.scalar(select(Step).where(Step.id == step_id, late))
     if step is None:  # it was renewed, ended or taken back meanwhile
         return None
@@ -342,6 +368,33 @@ def _requeue(session: Session, step: Step, steps: Sequence[Step], outcome: str) 
     return step
 
 
+def _new_step(job: Job, ordinal: int, kind: StepKind, queue_name: str, *, plan: dict[str, Any] | None = None) -> Step:
+    return Step(
+        id=create_id(), job_id=job.id, tenant_id=job.tenant_id, ordinal=ordinal, kind=kind, queue=queue_name,
+        mode=job.mode, priority=job.priority, state=StepState.QUEUED, plan=plan, hint_at=_in(queue.HINT_SECONDS),
+    )  # fmt: skip
+
+
+def _finish(session: Session, lease: Lease, **values: Any) -> tuple[Step, Job]:
+    """The step done, and its job locked. Raises InvalidTransition when the job has no more use for it."""
+    step = move_step(session, lease.step_id, StepState.DONE, fence=lease.attempt, finished_at=func.now(), **values)
+    job = locks.lock_job(session, step.job_id)
+    if job.cancel_requested_at is not None or job.state.is_terminal:
+        raise InvalidTransition("the job was canceled or has ended before this was done")
+    _record_attempt(session, step, "done")
+    return step, job
+
+
+def _add_progress(session: Session, step: Step, job: Job, *, stage: str, done: int, total: int | None = None) -> None:
+    job.frames_done += done - step.frames_done
+    step.frames_done = done
+    job.stage, job.progress_at = stage, func.now()
+    if total is not None:
+        job.frames_total = total
+    told = {"stage": stage, "done": job.frames_done, "total": job.frames_total, "unit": "frames"}
+    _record(session, job.id, "progress", told)
+
+
 def _start_job(session: Session, job_id: uuid.UUID) -> Job:
     stop_by = func.now() + _interval(Job.run_timeout_seconds)
     return move_job(session, job_id, JobState.RUNNING, started_at=func.now(), stop_by=stop_by)
@@ -349,7 +402,7 @@ def _start_job(session: Session, job_id: uuid.UUID) -> Job:
 
 def _cancel_running(session: Session, step: Step, steps: Sequence[Step]) -> Step:
     step = move_step(session, step.id, StepState.CANCELED, fence=step.attempt, finished_at=func.now())
-    job = _lock_job(session, step.job_id)
+    job = locks.lock_job(session, step.job_id)
     _record_attempt(session, step, "canceled")
     _cancel_queued(session, steps)
     if not job.state.is_terminal and not any(other.state == StepState.RUNNING for other in steps):
@@ -361,7 +414,7 @@ def _fail(session: Session, step: Step, steps: Sequence[Step], error: dict[str, 
     step = move_step(
         session, step.id, StepState.FAILED, fence=step.attempt, error=error, finished_at=func.now(), **values
     )
-    job = _lock_job(session, step.job_id)
+    job = locks.lock_job(session, step.job_id)
     _record_attempt(session, step, "failed", error=error)
     _cancel_queued(session, steps)
     if not job.state.is_terminal:
@@ -376,46 +429,8 @@ def _cancel_queued(session: Session, steps: Sequence[Step]) -> None:
 
 
 def _must_stop(session: Session, step: Step) -> bool:
-    job = _lock_job(session, step.job_id)
+    job = locks.lock_job(session, step.job_id)
     return job.cancel_requested_at is not None or job.state.is_terminal
-
-
-def _lock_lease(session: Session, lease: Lease) -> tuple[list[Step], Step]:
-    job_id = session.scalar(select(Step.job_id).where(Step.id == lease.step_id))
-    steps = _lock_steps(session, job_id) if job_id else []
-    for step in steps:
-        if step.id == lease.step_id and step.attempt == lease.attempt and step.state == StepState.RUNNING:
-            return steps, step
-    raise LeaseLost("the step belongs to another attempt")
-
-
-def _locked_running_step(session: Session, lease: Lease) -> Step:
-    step = session.scalar(select(Step).where(Step.id == lease.step_id).with_for_update())
-    if step is None or step.attempt != lease.attempt or step.state != StepState.RUNNING:
-        raise LeaseLost("the step belongs to another attempt")
-    return step
-
-
-def _lock_steps(session: Session, job_id: uuid.UUID) -> list[Step]:
-    locked = select(Step).where(Step.job_id == job_id).order_by(Step.ordinal).with_for_update()
-    return list(session.scalars(locked.execution_options(populate_existing=True)))
-
-
-def _lock_job(session: Session, job_id: uuid.UUID) -> Job:
-    # Not the stronger lock: it would wait for whoever merely refers to the job, and two such could wait for each other.
-    locked = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
-    job = session.scalar(locked.execution_options(populate_existing=True))
-    if job is None:
-        raise NotFound("there is no such job")
-    return job
-
-
-def _lock_shown_job(session: Session, job_id: uuid.UUID) -> Job:
-    """For what clients ask; a step that outlived its job's end goes on to its own when the job is deleted meanwhile."""
-    job = _lock_job(session, job_id)
-    if job.deleted_at is not None:
-        raise NotFound("there is no such job")
-    return job
 
 
 def _record(session: Session, job_id: uuid.UUID, kind: str, data: dict[str, Any]) -> None:

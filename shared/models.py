@@ -166,6 +166,10 @@ class Job(Base):
     stage: Mapped[str | None]
     frames_done: Mapped[int] = mapped_column(server_default="0")
     frames_total: Mapped[int | None]
+    recording: Mapped[dict[str, Any] | None]
+    """What the probe found out about a recording, for all that comes after it."""
+    chunks_left: Mapped[int | None]
+    """How many chunks of a recording are not done; the one that ends the last of them adds the step that joins them."""
     progress_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     model: Mapped[dict[str, Any] | None]
@@ -220,6 +224,10 @@ class Step(Base):
     run_after: Mapped[datetime] = mapped_column(server_default=func.now())
     hint_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """When upkeep wakes a worker for this step, should it still be queued."""
+    plan: Mapped[dict[str, Any] | None]
+    """Which part of a recording this step makes."""
+    frames_done: Mapped[int] = mapped_column(server_default="0")
+    """Of this attempt, or of the last; the job's own number is the sum over its steps."""
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared import lifecycle
 from shared.db import SessionFactory
 from shared.errors import LeaseLost, MasklineError
-from shared.lifecycle import Lease
+from shared.locks import Lease
 from shared.models import Worker
 
 log = structlog.get_logger(__name__)

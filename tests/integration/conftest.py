@@ -28,7 +28,8 @@ from shared.broker import DELIVER, GPU, IO, RUN, Hints
 from shared.config import Settings
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep, Lease
+from shared.lifecycle import ClaimedStep
+from shared.locks import Lease
 from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, Tenant, Worker, create_id
 from shared.storage import Storage, job_prefix
 from tests.integration.workbench import WAIT_SECONDS, Workbench

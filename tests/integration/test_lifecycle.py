@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 from shared import lifecycle
 from shared.db import SessionFactory
 from shared.errors import InvalidTransition, JobActive, LeaseLost
-from shared.lifecycle import JOB_MOVES, STEP_MOVES, ClaimedStep, Lease
+from shared.lifecycle import JOB_MOVES, STEP_MOVES, ClaimedStep
+from shared.locks import Lease
 from shared.models import Job, JobEvent, JobState, Step, StepState, Tenant, WebhookDelivery
 from tests.integration.conftest import BAD_MEDIA, MODEL, TIMING, TROUBLE, MakeJob, make_late, read_job, read_steps
 

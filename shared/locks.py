@@ -1,0 +1,56 @@
+"""Rows locked for a move: always the steps before their job, so that no two moves wait for each other."""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.errors import LeaseLost, NotFound
+from shared.models import Job, Step, StepState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A worker's hold on one step. `attempt` is the fencing token: an older one writes nothing."""
+
+    step_id: uuid.UUID
+    attempt: int
+
+
+def lock_lease(session: Session, lease: Lease) -> tuple[list[Step], Step]:
+    job_id = session.scalar(select(Step.job_id).where(Step.id == lease.step_id))
+    steps = lock_steps(session, job_id) if job_id else []
+    for step in steps:
+        if step.id == lease.step_id and step.attempt == lease.attempt and step.state == StepState.RUNNING:
+            return steps, step
+    raise LeaseLost("the step belongs to another attempt")
+
+
+def lock_running_step(session: Session, lease: Lease) -> Step:
+    step = session.scalar(select(Step).where(Step.id == lease.step_id).with_for_update())
+    if step is None or step.attempt != lease.attempt or step.state != StepState.RUNNING:
+        raise LeaseLost("the step belongs to another attempt")
+    return step
+
+
+def lock_steps(session: Session, job_id: uuid.UUID) -> list[Step]:
+    locked = select(Step).where(Step.job_id == job_id).order_by(Step.ordinal).with_for_update()
+    return list(session.scalars(locked.execution_options(populate_existing=True)))
+
+
+def lock_job(session: Session, job_id: uuid.UUID) -> Job:
+    # Not the stronger lock: it would wait for whoever merely refers to the job, and two such could wait for each other.
+    locked = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
+    job = session.scalar(locked.execution_options(populate_existing=True))
+    if job is None:
+        raise NotFound("there is no such job")
+    return job
+
+
+def lock_shown_job(session: Session, job_id: uuid.UUID) -> Job:
+    """For what clients ask; a step that outlived its job's end goes on to its own when the job is deleted meanwhile."""
+    job = lock_job(session, job_id)
+    if job.deleted_at is not None:
+        raise NotFound("there is no such job")
+    return job
