@@ -11,10 +11,28 @@ from shared.inference.recipe import MAX_OVERLAP, Recipe, Resize
 
 ModeName = Literal["fast", "balanced", "accurate", "sota", "demo"]
 OutputName = Literal["mask", "overlay", "confidence"]
+JobKind = Literal["image", "recording"]
 
 
 class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Frames(Wire):
+    """Which frames of a recording are processed: of those in the span every n-th, or those nearest to a steady rate."""
+
+    every: Annotated[int, Field(ge=1, strict=True)] | None = None
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = Field(default=None, description="Frames per second.")
+    from_seconds: Annotated[float, Field(ge=0)] = Field(default=0.0, description="After the recording's first frame.")
+    to_seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.every is not None and self.fps is not None:
+            raise ValueError("every and fps both say how many frames: leave one out")
+        if self.to_seconds is not None and self.to_seconds <= self.from_seconds:
+            raise ValueError("to_seconds does not come after from_seconds")
+        return self
 
 
 class Options(Wire):
@@ -40,6 +58,11 @@ class Options(Wire):
         default=0.0, description="Pixels whose confidence is less get id 0."
     )
     outputs: Annotated[tuple[OutputName, ...], Field(min_length=1)] = ("mask",)
+    frames: Frames = Field(default=Frames(), description="Of a recording; all of them unless said otherwise.")
+    max_bad_frames: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.05,
+        description="The part of a recording's frames that may be damaged: their masks are 0. More fail the job.",
+    )
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
@@ -112,7 +135,7 @@ class Job(Wire):
     id: uuid.UUID
     state: models.JobState
     mode: str
-    kind: Literal["image", "recording"]
+    kind: JobKind
     options: Options
     metadata: dict[str, Any]
     priority: int

@@ -17,12 +17,13 @@ from api import idempotency
 from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, describe_problems
 from api.idempotency import Hold
+from api.kinds import HEAD_BYTES, tell_kind
 from api.routes.uploads import find_complete_upload
 from api.schemas import JobPage
 from api.submissions import SentFile, Submission, read_submission
 from shared import lifecycle, queue
-from shared.broker import GPU
-from shared.contract import Job, ModeName, describe_job
+from shared.broker import GPU, IO
+from shared.contract import Frames, Job, JobKind, ModeName, describe_job
 from shared.errors import NotFound
 from shared.models import Job as JobRow
 from shared.models import JobState, StepKind, Tenant, create_id
@@ -33,6 +34,10 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 POLL_AFTER_SECONDS = 1
 LONGEST_WAIT_SECONDS = 60
 WATCH_SECONDS = 0.1
+FIRST_STEPS: dict[JobKind, tuple[StepKind, str]] = {
+    "image": (StepKind.INFER, GPU),
+    "recording": (StepKind.PROBE, IO),
+}
 
 _SUBMIT_BODY = {
     "requestBody": {
@@ -77,7 +82,7 @@ async def submit_job(
     idempotency_key: Annotated[str | None, Header()] = None,
     prefer: Annotated[str | None, Header()] = None,
 ) -> Job:
-    """Submit an image, as a file in a form or as an upload named in JSON."""
+    """Submit an image or a recording, as a file in a form or as an upload named in JSON."""
     key = idempotency.parse_key(idempotency_key) if idempotency_key is not None else None
     wait_seconds = _parse_wait(prefer)
     async with read_submission(request, resources.settings.api) as submission:
@@ -98,7 +103,7 @@ def list_jobs(
     tenant: CurrentTenant,
     state: JobState | None = None,
     mode: ModeName | None = None,
-    kind: Annotated[str | None, Query(pattern="^(image|recording)$")] = None,
+    kind: JobKind | None = None,
     batch_id: uuid.UUID | None = None,
     created_after: datetime | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -192,34 +197,47 @@ def _accept_once(resources: Resources, tenant: Tenant, submission: Submission, k
 def _accept(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
     """The file first, then one transaction for the job, its step and its key; only then a hint."""
     job_id = create_id()
-    upload_id, source = _place_source(resources, tenant, job_id, submission)
+    kind, upload_id, source = _place_source(resources, tenant, job_id, submission)
     wanted, limits = submission.wanted, resources.settings.jobs
     with resources.sessions.begin() as session:
         row = JobRow(
-            id=job_id, tenant_id=tenant.id, upload_id=upload_id, kind="image", mode=wanted.mode,
+            id=job_id, tenant_id=tenant.id, upload_id=upload_id, kind=kind, mode=wanted.mode,
             options=wanted.options.model_dump(mode="json"), details=wanted.metadata, priority=wanted.priority,
             source=source, webhook_url=wanted.webhook_url, start_deadline_seconds=limits.start_deadline_seconds,
             run_timeout_seconds=limits.run_timeout_seconds, keep_seconds=limits.keep_seconds,
         )  # fmt: skip
-        [step] = lifecycle.submit(session, row, steps=[(StepKind.INFER, GPU)])
+        [step] = lifecycle.submit(session, row, steps=[FIRST_STEPS[kind]])
         if hold is not None:
             idempotency.settle(session, hold, job_id=job_id)
         job = describe_job(row)
-    resources.hints.wake(GPU, step.id)
+    resources.hints.wake(step.queue, step.id)
     return job
 
 
 def _place_source(
     resources: Resources, tenant: Tenant, job_id: uuid.UUID, submission: Submission
-) -> tuple[uuid.UUID | None, dict[str, Any]]:
+) -> tuple[JobKind, uuid.UUID | None, dict[str, Any]]:
+    """What the file is, the upload it came by, and where it lies. Nothing is stored if the options do not suit it."""
     if isinstance(submission.source, SentFile):
         file = submission.source
+        head = file.body.read(HEAD_BYTES)
+        file.body.seek(0)
+        kind = _tell_kind(submission, head, filename=file.name, content_type=file.content_type)
         key = source_key(tenant.id, job_id)
         stored = resources.storage.put(key, file.body, content_type=file.content_type)
-        return None, {"key": key, "etag": stored.etag, "size_bytes": stored.size_bytes, "filename": file.name}
+        return kind, None, {"key": key, "etag": stored.etag, "size_bytes": stored.size_bytes, "filename": file.name}
     upload = find_complete_upload(resources, tenant, submission.source)
+    head = resources.storage.read(upload.storage_key, etag=upload.etag, limit_bytes=HEAD_BYTES)
+    kind = _tell_kind(submission, head, filename=upload.filename, content_type=upload.content_type)
     source = {"key": upload.storage_key, "etag": upload.etag, "size_bytes": upload.size_bytes}
-    return upload.id, {**source, "filename": upload.filename}
+    return kind, upload.id, {**source, "filename": upload.filename}
+
+
+def _tell_kind(submission: Submission, head: bytes, *, filename: str, content_type: str) -> JobKind:
+    kind = tell_kind(head, filename=filename, content_type=content_type)
+    if kind == "image" and submission.wanted.options.frames != Frames():
+        raise InvalidRequest("an image has no frames to choose from: leave options.frames out")
+    return kind
 
 
 def _parse_wait(prefer: str | None) -> float:
