@@ -95,6 +95,13 @@ class Worker(Group):
     source_bytes: Bytes = 5 * 10**9
 
 
+class Recordings(Group):
+    chunk_seconds: Seconds = 60
+    """About how long a worker works on one chunk: what the loss of a worker costs at most."""
+    frames: int = Field(default=20_000_000, ge=1)
+    """The most frames of one recording."""
+
+
 class Upkeep(Group):
     period_seconds: Seconds = 2
     worker_gone_seconds: Seconds = 60
@@ -144,6 +151,7 @@ class Settings(BaseSettings):
     api: Api = Api()
     jobs: Jobs = Jobs()
     worker: Worker = Worker()
+    recordings: Recordings = Recordings()
     upkeep: Upkeep = Upkeep()
     webhooks: Webhooks = Webhooks()
     models: Models = Models()

@@ -54,6 +54,12 @@ class SourceMissing(MasklineError):
     code = "source_missing"
 
 
+class ModelChanged(MasklineError):
+    """Chunks of one recording were made by unlike models; their masks do not belong together."""
+
+    code = "model_changed"
+
+
 class SourceTooLarge(MasklineError):
     code = "source_too_large"
 

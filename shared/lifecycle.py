@@ -17,7 +17,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from shared import locks, queue, webhooks
 from shared.broker import GPU, IO
 from shared.contract import Failure
-from shared.errors import InvalidTransition, JobActive, LeaseLost
+from shared.errors import InvalidTransition, JobActive, LeaseLost, ModelChanged
 from shared.locks import Lease
 from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState, create_id
 
@@ -231,14 +231,20 @@ def plan_chunks(
     return planned
 
 
-def finish_chunk(session: Session, lease: Lease, *, result: dict[str, Any], frames: int) -> Step | None:
+def finish_chunk(
+    session: Session, lease: Lease, *, result: dict[str, Any], model: dict[str, Any], frames: int
+) -> Step | None:
     """End one chunk of a recording; the last of all adds and returns the step that joins them.
 
-    Raises LeaseLost; InvalidTransition when a cancel or another chunk's failure came first.
+    Raises LeaseLost; InvalidTransition when a cancel or another chunk's failure came first; ModelChanged when `model`
+    is not the one of the chunks before.
     """
     step, job = _finish(session, lease, result=result)
     if job.chunks_left is None:
         raise InvalidTransition("only a planned recording has chunks")
+    job.model = job.model or model
+    if any(job.model[part] != model[part] for part in ("name", "revision", "input_size")):
+        raise ModelChanged(f"the model is {model['revision']} by now, and was {job.model['revision']}; submit it anew")
     job.chunks_left -= 1
     _add_progress(session, step, job, stage="segmenting" if job.chunks_left else "joining", done=frames)
     joining = None

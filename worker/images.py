@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shared.config import Worker
 from shared.contract import Model, Options
 from shared.errors import SourceTooLarge
 from shared.inference import masks, media
 from shared.inference.modes import MODES
 from shared.lifecycle import ClaimedStep
 from shared.models import Job
-from shared.storage import Storage, attempt_prefix
+from shared.storage import attempt_prefix
+from worker.desk import Desk, Result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,25 +36,8 @@ class Segmenter(Protocol):
     ) -> "Segmentation": ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageResult:
-    """What is published: where the manifest lies, what made the mask, and the seconds of each stage."""
-
-    manifest_key: str
-    model: dict[str, Any]
-    timing: dict[str, Any]
-
-
-def make_result(
-    claimed: ClaimedStep,
-    *,
-    storage: Storage,
-    engine: Segmenter,
-    limits: Worker,
-    checkpoint: Callable[[], None],
-    tell: Callable[[str], None],
-) -> ImageResult:
-    """Make and store everything but the publication. `checkpoint` may raise between the stages.
+def make_result(claimed: ClaimedStep, desk: Desk, engine: Segmenter) -> Result:
+    """Make and store everything but the publication.
 
     Keys belong to this attempt alone, so that a broken attempt leaves nothing another one could take for its own.
     Raises what storage, media and engine raise, and SourceTooLarge.
@@ -62,31 +45,32 @@ def make_result(
     job, options = claimed.job, Options.model_validate(claimed.job.options)
     seconds: dict[str, float] = {}
     with _timed(seconds, "download"):
-        source = _fetch(storage, job, limits)
-    checkpoint()
+        source = _fetch(job, desk)
+    desk.checkpoint()
     with _timed(seconds, "decode"):
-        image = media.read_image(source, max_pixels=limits.image_pixels)
-    tell("segmenting")
-    made = engine.segment(image, job.mode, options.recipe(), checkpoint=checkpoint)
-    tell("storing")
+        image = media.read_image(source, max_pixels=desk.settings.worker.image_pixels)
+    desk.tell("segmenting")
+    made = engine.segment(image, job.mode, options.recipe(), checkpoint=desk.checkpoint)
+    desk.tell("storing")
     with _timed(seconds, "encode"):
         files = list(_encode(image, made, job.mode, options))
     prefix = attempt_prefix(job.tenant_id, job.id, ordinal=claimed.ordinal, attempt=claimed.lease.attempt)
     with _timed(seconds, "upload"):
-        stored = [_store(storage, prefix, name, body, checkpoint) for name, body in files]
+        stored = [_store(desk, prefix, name, body) for name, body in files]
     model = _describe_model(made)
     timing = _describe_timing(made, seconds)
     manifest = _write_manifest(claimed, image, made, stored, model=model, timing=timing)
     manifest_key = f"{prefix}manifest.json"
-    checkpoint()
-    storage.put(manifest_key, manifest, content_type="application/json")
-    return ImageResult(manifest_key=manifest_key, model=model, timing=timing)
+    desk.checkpoint()
+    desk.storage.put(manifest_key, manifest, content_type="application/json")
+    return Result(manifest_key=manifest_key, model=model, timing=timing)
 
 
-def _fetch(storage: Storage, job: Job, limits: Worker) -> bytes:
-    if job.source["size_bytes"] > limits.source_bytes:
-        raise SourceTooLarge(f"an image file may have at most {limits.source_bytes} bytes")
-    return storage.read(job.source["key"], etag=job.source["etag"], limit_bytes=limits.source_bytes)
+def _fetch(job: Job, desk: Desk) -> bytes:
+    limit = desk.settings.worker.source_bytes
+    if job.source["size_bytes"] > limit:
+        raise SourceTooLarge(f"an image file may have at most {limit} bytes")
+    return desk.storage.read(job.source["key"], etag=job.source["etag"], limit_bytes=limit)
 
 
 def _encode(
@@ -100,10 +84,10 @@ def _encode(
         yield "overlay.png", masks.encode_png(masks.overlay(image, made.mask, MODES[mode].labels))
 
 
-def _store(storage: Storage, prefix: str, name: str, body: bytes, checkpoint: Callable[[], None]) -> dict[str, Any]:
-    checkpoint()
+def _store(desk: Desk, prefix: str, name: str, body: bytes) -> dict[str, Any]:
+    desk.checkpoint()
     key = f"{prefix}{name}"
-    storage.put(key, body, content_type="image/png")
+    desk.storage.put(key, body, content_type="image/png")
     digest = hashlib.sha256(body).hexdigest()
     return {"name": name, "key": key, "size": len(body), "sha256": digest, "content_type": "image/png"}
 

@@ -1,15 +1,17 @@
 """One step, start to end: claim it, run it, and write down how it ended.
 
-Every step ends in exactly one fenced write: published, failed, given back or stopped. A worker that lost its lease
-writes nothing at all. What an image needs in between is `worker/images.py`; how several share the model, each of them
-living the same life as one alone, is `worker/rounds.py`.
+Every step ends in exactly one fenced write: done, failed, given back or stopped. A worker that lost its lease writes
+nothing at all. What happens in between is the business of `worker/images.py` for an image, and for a recording of
+`worker/probe.py`, `worker/chunks.py` and `worker/bundle.py`; how several images share the model, each of them living
+the same life as one alone, is `worker/rounds.py`.
 """
 
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 from sqlalchemy import update
@@ -22,13 +24,18 @@ from shared.broker import Hints
 from shared.config import Settings
 from shared.contract import Failure
 from shared.db import SessionFactory
-from shared.errors import InvalidTransition, LeaseLost, MasklineError
+from shared.errors import InvalidTransition, LeaseLost, MasklineError, ModelChanged
 from shared.inference.errors import InferenceError
 from shared.lifecycle import ClaimedStep
-from shared.models import StepKind, Worker
+from shared.locks import Lease
+from shared.models import Step, StepKind, Worker
 from shared.storage import Storage
+from worker.bundle import join_chunks, read_chunks
+from worker.chunks import Chunk, make_chunk
+from worker.desk import Desk, Result
 from worker.heart import Draining, Flag, Heart, Hold, Stopped
-from worker.images import ImageResult, Segmenter, make_result
+from worker.images import Segmenter, make_result
+from worker.probe import Plan, estimate_seconds_per_frame, make_plan
 from worker.rounds import Round, count_places
 
 if TYPE_CHECKING:
@@ -40,6 +47,19 @@ OLDEST_FIRST_EVERY = 16  # one step in so many is the oldest whatever its priori
 ROUND_SOURCE_BYTES = 32 * 2**20  # larger images run alone
 DATABASE_PAUSE_SECONDS = 0.5
 DATABASE_AWAY = (OperationalError, PoolTimeoutError)
+MOST_HINTS = 16  # of the steps that one step adds; upkeep wakes whoever is idle for the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a step ended, for the log, and the steps that it queued."""
+
+    outcome: str
+    queued: Sequence[Step] = ()
+
+
+Write: TypeAlias = Callable[[Session], Ending]
+"""Writes down how a step ended. Raises LeaseLost."""
 
 
 class Runner:
@@ -143,17 +163,17 @@ class Runner:
                 log.warning("a step was left to another attempt", reason=str(error))
         self._hints.wake_sender()
 
-    def _work(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> Callable[[Session], str]:
-        """Do the step; what comes back writes its outcome and says which it was. Raises LeaseLost."""
+    def _work(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> Write:
+        """Do the step; what comes back writes down how it ended. Raises LeaseLost."""
         lease = claimed.lease
         try:
-            result = self._infer(claimed, hold, engine)
+            return self._perform(claimed, hold, engine)
         except LeaseLost:
             raise
         except Draining:
-            return lambda session: f"given back: {lifecycle.release_step(session, lease).state}"
+            return lambda session: Ending(outcome=f"given back: {lifecycle.release_step(session, lease).state}")
         except Stopped:
-            return lambda session: f"stopped: {lifecycle.stop_step(session, lease).state}"
+            return lambda session: _stop(session, lease)
         except (MasklineError, InferenceError) as error:
             failure = Failure(code=error.code, detail=str(error), retryable=error.retryable)
             return self._fail(claimed, failure)
@@ -161,44 +181,57 @@ class Runner:
             log.exception("a step met an error nobody expected")
             detail = f"the worker met an unexpected {type(error).__name__}; its log has the reason"
             return self._fail(claimed, Failure(code="internal_error", detail=detail, retryable=True))
-        return lambda session: self._publish(session, claimed, result)
 
-    def _infer(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> ImageResult:
-        if engine is None or claimed.kind != StepKind.INFER:
-            raise RuntimeError(f"a worker of the queue {self._queue_name} cannot run a step of kind {claimed.kind}")
-        self._mode_loaded = claimed.job.mode
-
-        def tell(stage: str) -> None:
-            hold.check()
-            try:
-                with self._sessions.begin() as session:
-                    lifecycle.report_progress(session, claimed.lease, stage=stage, done=0, total=1)
-            except DATABASE_AWAY as error:  # no reason to lose the work
-                log.warning("progress could not be told", stage=stage, error=type(error).__name__)
-
-        return make_result(
-            claimed, storage=self._storage, engine=engine, limits=self._settings.worker,
-            checkpoint=hold.check, tell=tell,
+    def _perform(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> Write:
+        """What a step of this kind is there for. Raises what may go wrong with it."""
+        desk = Desk(
+            storage=self._storage, settings=self._settings, checkpoint=hold.check,
+            tell=partial(self._tell, claimed, hold),
         )  # fmt: skip
+        if claimed.kind == StepKind.INFER and engine is not None:
+            self._mode_loaded = claimed.job.mode
+            if claimed.job.kind == "image":
+                return partial(_publish, claimed, make_result(claimed, desk, engine))
+            return partial(self._finish_chunk, claimed, make_chunk(claimed, desk, engine))
+        if claimed.kind == StepKind.PROBE:
+            with self._sessions() as session:
+                expected = estimate_seconds_per_frame(session, claimed.job.mode)
+            return partial(_plan, claimed, make_plan(claimed, desk, seconds_per_frame=expected))
+        if claimed.kind == StepKind.FINALIZE:
+            with self._sessions() as session:
+                chunks = read_chunks(session, claimed.job)
+            return partial(_publish, claimed, join_chunks(claimed, desk, chunks))
+        raise RuntimeError(f"a worker of the queue {self._queue_name} cannot run a step of kind {claimed.kind}")
 
-    def _publish(self, session: Session, claimed: ClaimedStep, result: ImageResult) -> str:
+    def _tell(self, claimed: ClaimedStep, hold: Hold, stage: str, done: int = 0) -> None:
+        hold.check()
         try:
-            job = lifecycle.publish(
-                session, claimed.lease, manifest_key=result.manifest_key, model=result.model, timing=result.timing
-            )
-        except InvalidTransition:  # canceled in the meantime: nothing is published, and the cancel has its way
-            session.rollback()
-            return f"stopped: {lifecycle.stop_step(session, claimed.lease).state}"
-        return f"published: {job.state}"
+            with self._sessions.begin() as session:
+                total = 1 if claimed.job.kind == "image" else None
+                lifecycle.report_progress(session, claimed.lease, stage=stage, done=done, total=total)
+        except DATABASE_AWAY as error:  # no reason to lose the work
+            log.warning("progress could not be told", stage=stage, error=type(error).__name__)
 
-    def _fail(self, claimed: ClaimedStep, failure: Failure) -> Callable[[Session], str]:
+    def _fail(self, claimed: ClaimedStep, failure: Failure) -> Write:
         log.warning("a step failed", code=failure.code, detail=failure.detail, retryable=failure.retryable)
         limit = self._settings.jobs.failed_attempts
-        return lambda session: (
-            f"failed: {lifecycle.fail_step(session, claimed.lease, failure, failed_attempts=limit).state}"
+        return lambda session: Ending(
+            outcome=f"failed: {lifecycle.fail_step(session, claimed.lease, failure, failed_attempts=limit).state}"
         )
 
-    def _write(self, hold: Hold, write: Callable[[Session], str]) -> None:
+    def _finish_chunk(self, claimed: ClaimedStep, chunk: Chunk, session: Session) -> Ending:
+        try:
+            joining = lifecycle.finish_chunk(
+                session, claimed.lease, result=chunk.result, model=chunk.model, frames=chunk.frames
+            )
+        except InvalidTransition:
+            return _stop(session, claimed.lease)
+        except ModelChanged as error:
+            session.rollback()
+            return self._fail(claimed, Failure(code=error.code, detail=str(error), retryable=False))(session)
+        return Ending(outcome="a chunk is done", queued=[joining] if joining else [])
+
+    def _write(self, hold: Hold, write: Write) -> None:
         """Commit the outcome, again and again while the database is away and the lease lasts.
 
         A commit whose answer was lost may be tried twice: the second finds the attempt ended and raises LeaseLost.
@@ -206,12 +239,40 @@ class Runner:
         while True:
             try:
                 with self._sessions() as session:
-                    outcome = write(session)
+                    ending = write(session)
                     session.commit()
             except DATABASE_AWAY as error:
                 log.warning("the outcome of a step could not be written yet", error=type(error).__name__)
                 time.sleep(DATABASE_PAUSE_SECONDS)
                 hold.require_lease()
             else:
-                log.info("a step ended", outcome=outcome)
+                log.info("a step ended", outcome=ending.outcome)
+                for step in ending.queued[:MOST_HINTS]:
+                    self._hints.wake(step.queue, step.id)
                 return
+
+
+def _plan(claimed: ClaimedStep, plan: Plan, session: Session) -> Ending:
+    try:
+        steps = lifecycle.plan_chunks(
+            session, claimed.lease, recording=plan.recording, chunks=plan.chunks, frames=plan.frames
+        )
+    except InvalidTransition:
+        return _stop(session, claimed.lease)
+    return Ending(outcome=f"planned: {len(steps)} chunks", queued=steps)
+
+
+def _publish(claimed: ClaimedStep, result: Result, session: Session) -> Ending:
+    try:
+        job = lifecycle.publish(
+            session, claimed.lease, manifest_key=result.manifest_key, model=result.model, timing=result.timing
+        )
+    except InvalidTransition:
+        return _stop(session, claimed.lease)
+    return Ending(outcome=f"published: {job.state}")
+
+
+def _stop(session: Session, lease: Lease) -> Ending:
+    """Also for work that came too late: nothing of it is written, and the cancel has its way."""
+    session.rollback()
+    return Ending(outcome=f"stopped: {lifecycle.stop_step(session, lease).state}")

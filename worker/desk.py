@@ -1,0 +1,32 @@
+"""What a step works with, whatever its kind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.config import Settings
+from shared.storage import Storage
+
+
+class Tell(Protocol):
+    """Says where the step is: its stage, and how many frames it has done. Raises as `checkpoint` does."""
+
+    def __call__(self, stage: str, done: int = 0) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    storage: Storage
+    settings: Settings
+    checkpoint: Callable[[], None]
+    """To be called between pieces of work; raises to stop it."""
+    tell: Tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What is published: where the manifest lies, what made the masks, and the seconds of each stage."""
+
+    manifest_key: str
+    model: dict[str, Any]
+    timing: dict[str, Any]
