@@ -100,6 +100,7 @@ class Recordings(Group):
     """About how long a worker works on one chunk: what the loss of a worker costs at most."""
     frames: int = Field(default=20_000_000, ge=1)
     """The most frames of one recording."""
+    duration_seconds: Seconds = 48 * 3600
 
 
 class Upkeep(Group):

@@ -60,6 +60,10 @@ class ModelChanged(MasklineError):
     code = "model_changed"
 
 
+class TooManyBadFrames(MasklineError):
+    code = "too_many_bad_frames"
+
+
 class SourceTooLarge(MasklineError):
     code = "source_too_large"
 

@@ -232,19 +232,17 @@ def plan_chunks(
 
 
 def finish_chunk(
-    session: Session, lease: Lease, *, result: dict[str, Any], model: dict[str, Any], frames: int
+    session: Session, lease: Lease, *, result: dict[str, Any], model: dict[str, Any] | None, frames: int
 ) -> Step | None:
     """End one chunk of a recording; the last of all adds and returns the step that joins them.
 
     Raises LeaseLost; InvalidTransition when a cancel or another chunk's failure came first; ModelChanged when `model`
-    is not the one of the chunks before.
+    is not the one of the chunks before. A chunk without a sound frame has none.
     """
     step, job = _finish(session, lease, result=result)
     if job.chunks_left is None:
         raise InvalidTransition("only a planned recording has chunks")
-    job.model = job.model or model
-    if any(job.model[part] != model[part] for part in ("name", "revision", "input_size")):
-        raise ModelChanged(f"the model is {model['revision']} by now, and was {job.model['revision']}; submit it anew")
+    _check_model(job, model)
     job.chunks_left -= 1
     _add_progress(session, step, job, stage="segmenting" if job.chunks_left else "joining", done=frames)
     joining = None
@@ -372,6 +370,13 @@ def _requeue(session: Session, step: Step, steps: Sequence[Step], outcome: str) 
     step = move_step(session, step.id, StepState.QUEUED, run_after=func.now(), hint_at=func.now())
     _record_attempt(session, step, outcome)
     return step
+
+
+def _check_model(job: Job, model: dict[str, Any] | None) -> None:
+    if job.model is None or model is None:
+        job.model = job.model or model
+    elif any(job.model[part] != model[part] for part in ("name", "revision", "input_size")):
+        raise ModelChanged(f"the model is {model['revision']} by now, and was {job.model['revision']}; submit it anew")
 
 
 def _new_step(job: Job, ordinal: int, kind: StepKind, queue_name: str, *, plan: dict[str, Any] | None = None) -> Step:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from shared.config import Settings
 from shared.storage import Storage
@@ -21,12 +21,3 @@ class Desk:
     checkpoint: Callable[[], None]
     """To be called between pieces of work; raises to stop it."""
     tell: Tell
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What is published: where the manifest lies, what made the masks, and the seconds of each stage."""
-
-    manifest_key: str
-    model: dict[str, Any]
-    timing: dict[str, Any]

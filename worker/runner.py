@@ -31,10 +31,11 @@ from shared.locks import Lease
 from shared.models import Step, StepKind, Worker
 from shared.storage import Storage
 from worker.bundle import join_chunks, read_chunks
-from worker.chunks import Chunk, make_chunk
-from worker.desk import Desk, Result
+from worker.chunks import ChunkResult, make_chunk
+from worker.desk import Desk
 from worker.heart import Draining, Flag, Heart, Hold, Stopped
 from worker.images import Segmenter, make_result
+from worker.manifest import Result
 from worker.probe import Plan, estimate_seconds_per_frame, make_plan
 from worker.rounds import Round, count_places
 
@@ -219,7 +220,7 @@ class Runner:
             outcome=f"failed: {lifecycle.fail_step(session, claimed.lease, failure, failed_attempts=limit).state}"
         )
 
-    def _finish_chunk(self, claimed: ClaimedStep, chunk: Chunk, session: Session) -> Ending:
+    def _finish_chunk(self, claimed: ClaimedStep, chunk: ChunkResult, session: Session) -> Ending:
         try:
             joining = lifecycle.finish_chunk(
                 session, claimed.lease, result=chunk.result, model=chunk.model, frames=chunk.frames

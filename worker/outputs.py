@@ -1,0 +1,81 @@
+"""The files that a chunk of a recording becomes: masks and their confidence, an overlay for people, and areas."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shared.contract import Options
+from shared.inference import masks
+from shared.inference.frames import Frame
+from shared.inference.mask_video import MaskVideoWriter
+from shared.inference.modes import MODES
+from shared.inference.overlay_video import OverlayVideoWriter
+from shared.inference.recording import Header
+from worker.tables import AreaWriter
+
+if TYPE_CHECKING:
+    from shared.inference.engine import Segmentation
+
+MASKS, CONFIDENCE, OVERLAY, AREAS = "masks.mkv", "confidence.mkv", "overlay.mp4", "areas.parquet"
+CONTENT_TYPES = {
+    MASKS: "video/x-matroska",
+    CONFIDENCE: "video/x-matroska",
+    OVERLAY: "video/mp4",
+    AREAS: "application/vnd.apache.parquet",
+}
+
+
+class Outputs:
+    """Takes frames in their order. The mask of a frame that could not be decoded is 0 everywhere."""
+
+    def __init__(self, folder: Path, mode: str, options: Options, header: Header, stack: ExitStack) -> None:
+        self._labels = MODES[mode].labels
+        self._size = header.upright_size
+        self.areas: Counter[int] = Counter()
+        """Pixels of each class id, over all frames."""
+        self._folder = folder
+        self._names = [AREAS]
+
+        def open_masks(name: str) -> MaskVideoWriter:
+            self._names.append(name)
+            return stack.enter_context(MaskVideoWriter(folder / name, self._size, header.time_base))
+
+        self._masks = open_masks(MASKS) if "mask" in options.outputs else None
+        self._confidence = open_masks(CONFIDENCE) if "confidence" in options.outputs else None
+        self._overlay = None
+        if "overlay" in options.outputs:
+            self._names.append(OVERLAY)
+            self._overlay = stack.enter_context(OverlayVideoWriter(folder / OVERLAY, self._size, header.time_base))
+        self._areas = stack.enter_context(AreaWriter(folder / AREAS, time_base=header.time_base, labels=self._labels))
+
+    @property
+    def files(self) -> list[tuple[Path, str]]:
+        """The paths and their content types, once all is written."""
+        return [(self._folder / name, CONTENT_TYPES[name]) for name in self._names]
+
+    def write(self, frame: Frame, made: "Segmentation | None") -> None:
+        width, height = self._size
+        mask = np.zeros((height, width), dtype=np.uint8) if made is None else made.mask
+        if self._masks:
+            self._masks.write(mask, frame.pts)
+        if self._confidence:
+            sure = np.zeros_like(mask) if made is None or made.confidence is None else made.confidence
+            self._confidence.write(sure, frame.pts)
+        if made is None or frame.image is None:
+            return
+        areas = masks.class_areas(mask)
+        self.areas.update(areas)
+        self._areas.write(frame.number, frame.pts, areas)
+        if self._overlay:
+            self._overlay.write(masks.overlay(frame.image, mask, self._labels), frame.pts)
+
+
+@contextmanager
+def open_outputs(folder: Path, mode: str, options: Options, header: Header) -> Iterator[Outputs]:
+    """Files that are whole once the block has ended without an error."""
+    with ExitStack() as stack:
+        yield Outputs(folder, mode, options, header, stack)
