@@ -109,9 +109,15 @@ class Workbench:
     batch_images: int = 1
     label: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = see_one_class
 
-    def run(self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None) -> FakeEngine:
+    def run(
+        self,
+        meanwhile: Callable[[], None] = nothing,
+        *,
+        draining: threading.Event | None = None,
+        queue_name: str = GPU,
+    ) -> FakeEngine:
         """Run whatever is queued, as a worker process that was woken does; `meanwhile` is called inside the model."""
-        with self.runner(meanwhile, draining=draining) as (runner, engine):
+        with self.runner(meanwhile, draining=draining, queue_name=queue_name) as (runner, engine):
             runner.run_until_idle()
         return engine
 
@@ -126,10 +132,14 @@ class Workbench:
 
     @contextmanager
     def runner(
-        self, meanwhile: Callable[[], None] = nothing, *, draining: threading.Event | None = None
+        self,
+        meanwhile: Callable[[], None] = nothing,
+        *,
+        draining: threading.Event | None = None,
+        queue_name: str = GPU,
     ) -> Iterator[tuple[Runner, FakeEngine]]:
         engine, flag = FakeEngine(meanwhile, self.batch_images, self.label), draining or threading.Event()
-        row = Worker(host="bench", pid=1, queue=GPU, device="cpu", memory_bytes=0, modes=["demo"])
+        row = Worker(host="bench", pid=1, queue=queue_name, device="cpu", memory_bytes=0, modes=["demo"])
         with self.sessions.begin() as session:
             session.add(row)
         limits = self.settings.worker
@@ -140,7 +150,7 @@ class Workbench:
         try:
             yield Runner(
                 settings=self.settings, sessions=self.sessions, storage=self.storage, hints=self.hints, heart=heart,
-                draining=flag, queue_name=GPU, engine=cast("Engine", engine),
+                draining=flag, queue_name=queue_name, engine=cast("Engine", engine) if queue_name == GPU else None,
             ), engine  # fmt: skip
         finally:
             heart.stop()
