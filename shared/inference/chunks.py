@@ -1,0 +1,73 @@
+"""Cutting a recording into chunks: half-open ranges of presentation timestamps that can be read on their own."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.inference.recording import Index
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The frames from `start` up to but without `end`, in ticks of the recording's time base; None is unbounded.
+
+    `first` is the number of its first frame in the recording, `frames` how many it has, and `keyframe` the time of
+    the keyframe that decoding begins at: `start` itself, an earlier one, or None for the beginning of the file.
+    """
+
+    ordinal: int
+    first: int
+    frames: int
+    start: int
+    end: int | None
+    keyframe: int | None
+
+
+def plan_chunks(index: Index, *, frames: int, exact: bool = False) -> list[Chunk]:
+    """Chunks that together hold every frame once, in order; each of about `frames` frames, beginning at a keyframe.
+
+    Where keyframes are further apart, a chunk begins between them, and is at least as long as what must be decoded
+    before it: a recording with a single keyframe is decoded twice at most, not once per chunk. `exact` makes chunks of
+    `frames` frames wherever they fall. Raises ValueError for fewer than one frame.
+    """
+    if frames < 1:
+        raise ValueError("a chunk has at least one frame")
+    total = len(index.times)
+    firsts = list(range(0, total, frames)) if exact else _choose_firsts(index, frames)
+    bounds = [*firsts, total]
+    chunks = []
+    for ordinal, (first, end) in enumerate(zip(firsts, bounds[1:], strict=True)):
+        keyframe = index.keyframe_before(np.arange(first, end)).min()
+        chunks.append(
+            Chunk(
+                ordinal,
+                first,
+                end - first,
+                int(index.times[first]),
+                int(index.times[end]) if end < total else None,
+                int(index.keyframes.pts[keyframe]) if keyframe >= 0 else None,
+            )
+        )
+    return chunks
+
+
+def _choose_firsts(index: Index, frames: int) -> list[int]:
+    total = len(index.times)
+    starts = np.flatnonzero(np.isin(index.packets, index.keyframes.number))
+    firsts = [0]
+    while True:
+        first = firsts[-1]
+        # Within half a chunk to either side, so that no chunk gets tiny or more than half longer than asked for.
+        low = np.searchsorted(starts, first + (frames + 1) // 2)
+        near = starts[low : np.searchsorted(starts, first + frames + frames // 2, side="right")]
+        near = near[near > first]
+        if len(near):
+            following = int(near[np.abs(near - (first + frames)).argmin()])
+        else:
+            keyframe = int(starts[max(0, np.searchsorted(starts, first, side="right") - 1)]) if len(starts) else 0
+            following = first + max(frames, first - min(keyframe, first))
+            reached = starts[(starts > first + frames) & (starts <= following)]
+            following = int(reached[0]) if len(reached) else following
+        if following >= total:
+            return firsts
+        firsts.append(following)

@@ -1,0 +1,203 @@
+"""Opening the file of a recording: which containers and decoders strangers may feed, and that nothing else is opened.
+
+FFmpeg reads playlists, scripts and devices beside files. So a container is recognised by its first bytes, its one
+demuxer is named, decoders are listed, and every request for another file or address is refused.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, NoReturn
+
+import av
+from av.codec.context import ThreadType
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from shared.inference.errors import InvalidMedia, MediaLimit, OutOfMemory
+
+Source = BinaryIO | Path | str
+
+CODECS = {
+    "h264": "h264",
+    "hevc": "hevc",
+    "vp8": "vp8",
+    "vp9": "vp9",
+    "libdav1d": "av1",
+    "mpeg4": "mpeg4",
+    "mjpeg": "mjpeg",
+    "prores": "prores",
+    "mpeg1video": "mpeg1video",
+    "mpeg2video": "mpeg2video",
+}
+"""The decoders that are let at customers' bytes, and what their codec is called. The few that recordings are made with:
+each of FFmpeg's hundreds of others is one more to be attacked through."""
+
+_MOV_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
+_STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_TRANSPORT_PACKETS = ((188, 0), (192, 4), (204, 0))
+"""Length of a packet of a transport stream and where its sync byte stands: plain, with time codes, with parity."""
+_SYNC = 0x47
+_HEAD_BYTES = 4 * 204
+_BUFFER_BYTES = 1 << 16
+_GENERATE_TIMES: Final = 0x0001
+"""FFmpeg's AVFMT_FLAG_GENPTS, which PyAV sets. Where times are missing throughout, it holds the file in memory."""
+_DAMAGED = "The recording is damaged and cannot be read"
+_UNKNOWN = "The file is no recording of a known container (MP4/MOV, Matroska/WebM, AVI, MPEG-TS, MPEG-PS, FLV)"
+
+
+@dataclass(frozen=True)
+class OpenRecording:
+    """A recording that can be read: FFmpeg's container, the one stream that is meant, and the demuxer's name."""
+
+    container: InputContainer
+    stream: VideoStream
+    format: str
+    file: "WatchedFile"
+
+
+class WatchedFile:
+    """A file without a name that remembers what went wrong with reading it.
+
+    FFmpeg takes many an error for the end of the file; trouble with storage must not pass for a short recording.
+    Without a name, a demuxer cannot think of files beside it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size)
+        except Exception as error:
+            self._error = self._error or error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except Exception as error:
+            self._error = self._error or error
+            raise
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def raise_own_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def open_recording(source: Source, *, max_pixels: int, threads: int = 1, number: int | None = None) -> Iterator[OpenRecording]:
+    """Open the video stream `number`, by default the best, ready to demux and decode; other streams are skipped.
+
+    Raises InvalidMedia for what is no recording, MediaLimit for a stream whose header says more than `max_pixels` per
+    frame, and whatever `source` itself raises.
+    """
+    with contextlib.ExitStack() as stack:
+        file = WatchedFile(stack.enter_context(Path(source).open("rb")) if isinstance(source, (str, Path)) else source)
+        name = detect_format(file)
+        with raising_invalid_media(file):
+            container = stack.enter_context(_open(file, name, max_pixels))
+            container.flags &= ~_GENERATE_TIMES
+            stream = _best_stream(container) if number is None else container.streams[number]
+        if not isinstance(stream, VideoStream):
+            raise InvalidMedia(_DAMAGED)
+        if stream.width * stream.height > max_pixels:
+            raise MediaLimit(f"The recording has {stream.width}×{stream.height} pixels; at most {max_pixels} are taken")
+        for other in container.streams:
+            other.discard = Discard.none if other is stream else Discard.all
+        # By slices, as threads by frames report damage late, when the frames that rest on it have been given.
+        stream.codec_context.thread_type = ThreadType.SLICE
+        stream.codec_context.thread_count = threads
+        stream.codec_context.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
+        yield OpenRecording(container, stream, name, file)
+
+
+def _open(file: WatchedFile, name: str, max_pixels: int) -> InputContainer:
+    return av.open(
+        file,
+        "r",
+        format=name,
+        options={"max_pixels": str(max_pixels)},
+        container_options={
+            "format_whitelist": ",".join(["mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv"]),
+            "codec_whitelist": ",".join(CODECS),
+            # No protocol has this name: with a file object none is needed.
+            "protocol_whitelist": "none",
+            **({"enable_drefs": "0", "use_absolute_path": "0"} if name == "mov" else {}),
+        },
+        metadata_errors="replace",
+        buffer_size=_BUFFER_BYTES,
+        io_open=_refuse_to_open,
+    )
+
+
+def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:  # noqa: ARG001
+    raise InvalidMedia("The recording refers to another file")
+
+
+def detect_format(file: WatchedFile) -> str:
+    """The demuxer for what the first bytes say; the name of a file says nothing. InvalidMedia where there is none."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
+    if not head:
+        raise InvalidMedia("The file is empty")
+    if head[4:8] in _MOV_BOXES:
+        if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
+            raise InvalidMedia("The file is a still image, no recording")
+        return "mov"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return "avi"
+    if head.startswith(b"\x00\x00\x01\xba"):
+        return "mpeg"
+    if head.startswith(b"FLV\x01"):
+        return "flv"
+    for length, offset in _TRANSPORT_PACKETS:
+        if len(head) > 2 * length + offset and {head[offset + k * length] for k in range(3)} == {_SYNC}:
+            return "mpegts"
+    raise InvalidMedia(_UNKNOWN)
+
+
+def _best_stream(container: InputContainer) -> VideoStream:
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    moving = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not moving:
+        raise InvalidMedia("The file has no video stream")
+    known = [stream for stream in moving if codec_of(stream) is not None]
+    if not known:
+        raise InvalidMedia(f"The recording's codec is none of those that are read ({', '.join(CODECS.values())})")
+    best = container.streams.best("video")
+    if isinstance(best, VideoStream) and best in known:
+        return best
+    return max(known, key=lambda stream: (stream.width * stream.height, -stream.index))
+
+
+def codec_of(stream: VideoStream) -> str | None:
+    """What the stream's codec is called; None where it is not read."""
+    # A stream without any decoder has no context at all, which PyAV's types do not say.
+    context: object = stream.codec_context
+    return None if context is None else CODECS.get(stream.codec_context.name)
+
+
+@contextmanager
+def raising_invalid_media(file: WatchedFile) -> Iterator[None]:
+    """What FFmpeg raises becomes InvalidMedia, unless the source itself had failed."""
+    try:
+        yield
+    except (InvalidMedia, MediaLimit, OutOfMemory):
+        raise
+    except MemoryError as error:
+        raise OutOfMemory("Not enough memory to read a recording") from error
+    except Exception as error:
+        file.raise_own_error()
+        raise InvalidMedia(_DAMAGED) from error
+    file.raise_own_error()
