@@ -200,18 +200,19 @@ def heartbeat(session: Session, lease: Lease, *, lease_seconds: float) -> Orders
     if job_id is None:
         raise LeaseLost("the step belongs to another attempt")
     canceled, state = session.execute(select(Job.cancel_requested_at, Job.state).where(Job.id == job_id)).one()
-    return "stop" if canceled is not None or state.is_terminal else "go on"
+    return _give_orders(canceled, state)
 
 
-def report_progress(session: Session, lease: Lease, *, stage: str, done: int, total: int | None = None) -> None:
-    """Tell how many frames this step has done; the job's are those of all its steps. Raises LeaseLost.
+def report_progress(session: Session, lease: Lease, *, stage: str, done: int, total: int | None = None) -> Orders:
+    """Tell how many frames this step has done, and hear as `heartbeat` does; the job's are those of all its steps.
 
-    `total` is the job's, for a step that knows it and comes first.
+    `total` is the job's, for a step that knows it and comes first. Raises LeaseLost.
     """
     step = locks.lock_running_step(session, lease)
     job = locks.lock_job(session, step.job_id)
     _add_progress(session, step, job, stage=stage, done=done, total=total)
     session.flush()
+    return _give_orders(job.cancel_requested_at, job.state)
 
 
 def plan_chunks(
@@ -370,6 +371,10 @@ def _requeue(session: Session, step: Step, steps: Sequence[Step], outcome: str) 
     step = move_step(session, step.id, StepState.QUEUED, run_after=func.now(), hint_at=func.now())
     _record_attempt(session, step, outcome)
     return step
+
+
+def _give_orders(cancel_requested_at: datetime | None, state: JobState) -> Orders:
+    return "stop" if cancel_requested_at is not None or state.is_terminal else "go on"
 
 
 def _check_model(job: Job, model: dict[str, Any] | None) -> None:

@@ -6,7 +6,7 @@ it, so memory is the same for a chunk of a second and of an hour.
 
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class _Tally:
     """What adds up over the frames of a chunk."""
 
     frames: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     peak_gpu_bytes: int = 0
     device: str | None = None
     model: dict[str, Any] | None = None
@@ -95,7 +95,7 @@ def make_chunk(claimed: ClaimedStep, desk: Desk, engine: BatchSegmenter) -> Chun
                 stored.append(store(desk, prefix_of(claimed), path.name, path, content_type=content_type))
     timing = {f"{stage}_seconds": round(seconds, 6) for stage, seconds in sorted(tally.seconds.items())}
     result = {
-        "files": stored, "bad": tally.bad, "areas": {str(number): sum_ for number, sum_ in outputs.areas.items()},
+        "files": stored, "bad": tally.bad, "areas": {str(number): pixels for number, pixels in outputs.areas.items()},
         "warnings": list(tally.warnings), "model": tally.model,
         "timing": {**timing, "peak_gpu_bytes": tally.peak_gpu_bytes, "device": tally.device},
     }  # fmt: skip

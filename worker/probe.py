@@ -24,7 +24,7 @@ INDEX_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`recording` is JSON, as the job keeps it; `chunks` are the plans of its steps, `frames` how many are processed."""
+    """`recording` is JSON, as the job keeps it; `chunks` are its steps' plans, and `frames` are processed in all."""
 
     recording: dict[str, Any]
     chunks: Sequence[dict[str, Any]]

@@ -30,17 +30,16 @@ from shared.lifecycle import ClaimedStep
 from shared.locks import Lease
 from shared.models import Step, StepKind, Worker
 from shared.storage import Storage
-from worker.bundle import join_chunks, read_chunks
-from worker.chunks import ChunkResult, make_chunk
 from worker.desk import Desk
 from worker.heart import Draining, Flag, Heart, Hold, Stopped
 from worker.images import Segmenter, make_result
 from worker.manifest import Result
-from worker.probe import Plan, estimate_seconds_per_frame, make_plan
 from worker.rounds import Round, count_places
 
 if TYPE_CHECKING:
     from shared.inference.engine import Engine
+    from worker.chunks import ChunkResult
+    from worker.probe import Plan
 
 log = structlog.get_logger(__name__)
 
@@ -146,29 +145,29 @@ class Runner:
         others = [partial(self._run_if_queued, step_id) for step_id in alike]
         Round(engine, partial(self._run, claimed), others, draining=self._draining).run(self._places)
 
-    def _run_if_queued(self, step_id: uuid.UUID, engine: Segmenter) -> None:
+    def _run_if_queued(self, step_id: uuid.UUID, segmenter: Segmenter) -> None:
         with self._sessions.begin() as session:
             claimed = lifecycle.claim_step(
                 session, step_id, worker_id=self._heart.worker_id, lease_seconds=self._settings.worker.lease_seconds
             )
         if claimed is not None:
-            self._run(claimed, engine)
+            self._run(claimed, segmenter)
 
-    def _run(self, claimed: ClaimedStep, engine: Segmenter | None) -> None:
+    def _run(self, claimed: ClaimedStep, segmenter: Segmenter | None) -> None:
         fields = {"job_id": str(claimed.job.id), "step": claimed.ordinal, "attempt": claimed.lease.attempt}
         with structlog.contextvars.bound_contextvars(**fields), self._heart.hold(claimed.lease) as hold:
             log.info("a step begins", kind=claimed.kind, mode=claimed.job.mode)
             try:
-                self._write(hold, self._work(claimed, hold, engine))
+                self._write(hold, self._work(claimed, hold, segmenter))
             except LeaseLost as error:
                 log.warning("a step was left to another attempt", reason=str(error))
         self._hints.wake_sender()
 
-    def _work(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> Write:
+    def _work(self, claimed: ClaimedStep, hold: Hold, segmenter: Segmenter | None) -> Write:
         """Do the step; what comes back writes down how it ended. Raises LeaseLost."""
         lease = claimed.lease
         try:
-            return self._perform(claimed, hold, engine)
+            return self._perform(claimed, hold, segmenter)
         except LeaseLost:
             raise
         except Draining:
@@ -183,22 +182,29 @@ class Runner:
             detail = f"the worker met an unexpected {type(error).__name__}; its log has the reason"
             return self._fail(claimed, Failure(code="internal_error", detail=detail, retryable=True))
 
-    def _perform(self, claimed: ClaimedStep, hold: Hold, engine: Segmenter | None) -> Write:
+    def _perform(self, claimed: ClaimedStep, hold: Hold, segmenter: Segmenter | None) -> Write:
         """What a step of this kind is there for. Raises what may go wrong with it."""
         desk = Desk(
             storage=self._storage, settings=self._settings, checkpoint=hold.check,
             tell=partial(self._tell, claimed, hold),
         )  # fmt: skip
-        if claimed.kind == StepKind.INFER and engine is not None:
+        if claimed.kind == StepKind.INFER and claimed.job.kind == "image" and segmenter is not None:
             self._mode_loaded = claimed.job.mode
-            if claimed.job.kind == "image":
-                return partial(_publish, claimed, make_result(claimed, desk, engine))
-            return partial(self._finish_chunk, claimed, make_chunk(claimed, desk, engine))
+            return partial(_publish, claimed, make_result(claimed, desk, segmenter))
+        if claimed.kind == StepKind.INFER and self._engine is not None:
+            from worker.chunks import make_chunk  # brings FFmpeg, which the parent of this process does without
+
+            self._mode_loaded = claimed.job.mode
+            return partial(self._finish_chunk, claimed, make_chunk(claimed, desk, self._engine))
         if claimed.kind == StepKind.PROBE:
+            from worker.probe import estimate_seconds_per_frame, make_plan
+
             with self._sessions() as session:
                 expected = estimate_seconds_per_frame(session, claimed.job.mode)
             return partial(_plan, claimed, make_plan(claimed, desk, seconds_per_frame=expected))
         if claimed.kind == StepKind.FINALIZE:
+            from worker.bundle import join_chunks, read_chunks
+
             with self._sessions() as session:
                 chunks = read_chunks(session, claimed.job)
             return partial(_publish, claimed, join_chunks(claimed, desk, chunks))
@@ -209,9 +215,12 @@ class Runner:
         try:
             with self._sessions.begin() as session:
                 total = 1 if claimed.job.kind == "image" else None
-                lifecycle.report_progress(session, claimed.lease, stage=stage, done=done, total=total)
+                orders = lifecycle.report_progress(session, claimed.lease, stage=stage, done=done, total=total)
         except DATABASE_AWAY as error:  # no reason to lose the work
             log.warning("progress could not be told", stage=stage, error=type(error).__name__)
+        else:
+            if orders == "stop":  # sooner than the next heartbeat would say so
+                raise Stopped("the job was canceled or has ended")
 
     def _fail(self, claimed: ClaimedStep, failure: Failure) -> Write:
         log.warning("a step failed", code=failure.code, detail=failure.detail, retryable=failure.retryable)
@@ -220,7 +229,7 @@ class Runner:
             outcome=f"failed: {lifecycle.fail_step(session, claimed.lease, failure, failed_attempts=limit).state}"
         )
 
-    def _finish_chunk(self, claimed: ClaimedStep, chunk: ChunkResult, session: Session) -> Ending:
+    def _finish_chunk(self, claimed: ClaimedStep, chunk: "ChunkResult", session: Session) -> Ending:
         try:
             joining = lifecycle.finish_chunk(
                 session, claimed.lease, result=chunk.result, model=chunk.model, frames=chunk.frames
@@ -253,7 +262,7 @@ class Runner:
                 return
 
 
-def _plan(claimed: ClaimedStep, plan: Plan, session: Session) -> Ending:
+def _plan(claimed: ClaimedStep, plan: "Plan", session: Session) -> Ending:
     try:
         steps = lifecycle.plan_chunks(
             session, claimed.lease, recording=plan.recording, chunks=plan.chunks, frames=plan.frames

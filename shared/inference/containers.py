@@ -93,7 +93,9 @@ class WatchedFile:
 
 
 @contextmanager
-def open_recording(source: Source, *, max_pixels: int, threads: int = 1, number: int | None = None) -> Iterator[OpenRecording]:
+def open_recording(
+    source: Source, *, max_pixels: int, threads: int = 1, number: int | None = None
+) -> Iterator[OpenRecording]:
     """Open the video stream `number`, by default the best, ready to demux and decode; other streams are skipped.
 
     Raises InvalidMedia for what is no recording, MediaLimit for a stream whose header says more than `max_pixels` per

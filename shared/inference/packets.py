@@ -68,9 +68,7 @@ class PacketReader:
         self._stack.close()
         header = self._index.header
         self.recording = self._stack.enter_context(
-            open_recording(
-                self._source, max_pixels=header.max_pixels, threads=self._threads, number=header.stream
-            )
+            open_recording(self._source, max_pixels=header.max_pixels, threads=self._threads, number=header.stream)
         )
         if self.recording.format != header.format:
             raise InvalidMedia(_CHANGED)

@@ -293,9 +293,7 @@ def _is_hidden(packet: "Packet[VideoStream]", codec: str) -> bool:
     return False
 
 
-def _complete_times(
-    packets: _Packets, stream: VideoStream, source: Source, name: str
-) -> tuple[Times, list[str]]:
+def _complete_times(packets: _Packets, stream: VideoStream, source: Source, name: str) -> tuple[Times, list[str]]:
     table = packets.table()
     if not (table.pts == MISSING).any():
         return table.pts, []

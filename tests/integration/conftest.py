@@ -324,7 +324,7 @@ def has_beaten(sessions: SessionFactory, *, since: datetime) -> bool:
 def take_back(sessions: SessionFactory, job: Job) -> None:
     """As upkeep does from a worker that seems dead."""
     with sessions.begin() as session:
-        late = "UPDATE steps SET lease_expires_at = now() - interval '1 second' WHERE job_id = :id"
+        late = "UPDATE steps SET lease_expires_at = now() - interval '1s' WHERE job_id = :id AND state = 'running'"
         session.execute(text(late), {"id": job.id})
         assert lifecycle.reap(session, lost_attempts=3) is not None
 
