@@ -19,6 +19,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from cli import downloads
 from cli.access import Access, read_stack
 from cli.client import Client, Json
+from cli.demo_recording import FILES as RECORDING_FILES
+from cli.demo_recording import run_recording
 from cli.failures import FAILED
 from cli.local.stack import Stack
 from cli.picture import draw_comparison
@@ -58,10 +60,12 @@ def run_demo(out: Path, *, data: Path) -> int:
         _note(console, "its webhook came, rightly signed" if verified else "no webhook told of it", good=verified)
         if job["state"] == "succeeded":
             client.download(job["id"], out)
+        moving = _run_recording(client, out / "recording", console)
     summary = {
         **_describe(job),
         **_look_at_mask(out, scene),
         "webhook_verified": verified,
+        "recording": moving,
         "stack_ready_seconds": round(ready_after, 2),
         "demo_seconds": round(time.monotonic() - began, 2),
     }
@@ -150,6 +154,21 @@ def _run_job(client: Client, picture: Path, console: Console) -> tuple[Json, Mes
         return job, receiver.wait_for(job["id"], seconds=WEBHOOK_SECONDS)
 
 
+def _run_recording(client: Client, out: Path, console: Console) -> Json:
+    began = time.monotonic()
+    with console.status("Drawing a recording …") as line:
+
+        def show(kind: str, told: Json) -> None:
+            done = f"{told['done']} of {told['total']} frames" if told.get("total") else ""
+            line.update(Text(f"The recording is {told.get('stage') or told.get('state') or kind} {done}"))
+
+        told = run_recording(client, out, show=show)
+    says = f"a recording of {told['frames']} frames was segmented as job {told['job_id']}: mIoU {told['miou']}"
+    good = told["state"] == "succeeded"
+    _note(console, says if good else "the recording was not segmented", seconds=time.monotonic() - began, good=good)
+    return told
+
+
 def _verify(message: Message | None, *, secret: str, job_id: str) -> bool:
     """Whether the reference library accepts the signature, and the message speaks of this job's success."""
     if message is None:
@@ -167,6 +186,11 @@ def _find_problems(summary: Json) -> Iterator[str]:
         yield f"the job {summary['state']}: {error['code']}: {error['detail']}"
     elif summary["miou"] < LEAST_MIOU:
         yield f"the mask agrees with the truth by {summary['miou']:.3f} mIoU, less than {LEAST_MIOU}"
+    moving = summary["recording"]
+    if moving["state"] != "succeeded":
+        yield f"the recording {moving['state']}: {(moving['error'] or {}).get('detail')}"
+    elif moving["miou"] < LEAST_MIOU:
+        yield f"the recording's masks agree with the truth by {moving['miou']:.3f} mIoU, less than {LEAST_MIOU}"
     if not summary["webhook_verified"]:
         yield "no webhook with a valid signature said that the job succeeded"
 
@@ -179,9 +203,10 @@ def _tell(console: Console, summary: Json, problems: Sequence[str], out: Path) -
     for problem in problems:
         console.print(Text(f"✗ {problem}", style="bold red"), soft_wrap=True)
     console.print(Text(f"Look at {out / 'picture.png'}, or at all of {out}/:", style="bold"), soft_wrap=True)
-    for name, says in FILES.items():
+    recorded = {f"recording/{name}": says for name, says in RECORDING_FILES.items()}
+    for name, says in (FILES | recorded).items():
         if (out / name).exists():
-            console.print(f"  {name:<14} {says}", markup=False)
+            console.print(f"  {name:<21} {says}", markup=False)
     console.print(f"{summary['demo_seconds']:.1f} s in all.")
 
 

@@ -36,7 +36,7 @@ def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def check_output(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES | {"recording"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["state"] == "succeeded"
     assert summary["mode"] == "demo"
@@ -46,6 +46,12 @@ def check_output(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["job_id"] == summary["job_id"]
     assert {file["name"] for file in manifest["files"]} == {"mask.png", "overlay.png"}
+    moving = summary["recording"]
+    assert (moving["state"], moving["frames"]) == ("succeeded", 24)
+    assert moving["miou"] >= 0.85
+    assert {"input.mp4", "masks.mkv", "overlay.mp4", "areas.png", "areas.jsonl"} <= {
+        path.name for path in (folder / "recording").iterdir()
+    }
     with Image.open(folder / "input.png") as sent, Image.open(folder / "mask.png") as mask:
         assert mask.mode == "L"
         assert mask.size == sent.size
