@@ -1,20 +1,30 @@
 """Object storage behind one bucket, any S3. Keys are made by the server and lie under their tenant's prefix."""
 
+import io
+import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
 from shared import config
-from shared.errors import SourceChanged, SourceMissing, StorageUnavailable
+from shared.errors import SourceChanged
+from shared.remote_file import RemoteFile
+from shared.s3 import create_client, status, translated
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+READER_BYTES = 64 * 2**10
+COPIED_BYTES = 2**20
+BODY_ATTEMPTS = 3
+"""Hours of media are thousands of requests; the client library repeats those that fail, but no answer cut short."""
+TRANSFER = TransferConfig(multipart_threshold=32 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,51 +62,93 @@ class Storage:
     @classmethod
     def from_settings(cls, settings: config.Storage) -> Self:
         """Opens no connection."""
-        client = _create_client(settings, settings.endpoint_url)
+        client = create_client(settings, settings.endpoint_url)
         public_url = settings.public_endpoint_url
-        public_client = _create_client(settings, public_url) if public_url else client
+        public_client = create_client(settings, public_url) if public_url else client
         return cls(client, public_client, bucket=settings.bucket, link_seconds=settings.link_seconds)
 
     def ensure_bucket(self) -> None:
         """Create the bucket of a local stack; a deployed one has been given its bucket."""
-        with _translated():
+        with translated():
             try:
                 self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if _status(error) != 404:
+                if status(error) != 404:
                     raise
                 self._client.create_bucket(Bucket=self._bucket)
 
     def check(self) -> None:
         """Raises StorageUnavailable unless the bucket answers."""
-        with _translated():
+        with translated():
             self._client.head_bucket(Bucket=self._bucket)
 
     def put(self, key: str, body: bytes | BinaryIO, *, content_type: str) -> StoredObject:
-        with _translated():
+        with translated():
             self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
+        return self.head(key)
+
+    def put_file(self, key: str, path: Path, *, content_type: str) -> StoredObject:
+        """A file of any size, in parts where it is large, a few in memory at a time."""
+        with translated():
+            self._client.upload_file(
+                str(path), self._bucket, key, ExtraArgs={"ContentType": content_type}, Config=TRANSFER
+            )
         return self.head(key)
 
     def head(self, key: str) -> StoredObject:
         """Raises SourceMissing when there is no such object."""
-        with _translated():
+        with translated():
             found = self._client.head_object(Bucket=self._bucket, Key=key)
         return StoredObject(size_bytes=found["ContentLength"], etag=found["ETag"].strip('"'))
 
     def read(self, key: str, *, etag: str | None = None, limit_bytes: int) -> bytes:
         """The object, at most `limit_bytes` of it. Raises SourceMissing, or SourceChanged unless it has `etag`."""
-        with _translated():
-            condition = {"IfMatch": etag} if etag else {}
-            found = self._client.get_object(Bucket=self._bucket, Key=key, **condition)  # type: ignore[arg-type]
-            with found["Body"] as body:
-                if etag and found["ETag"].strip('"') != etag:  # for storages that ignore the condition
-                    raise SourceChanged("the source was replaced after the job was submitted")
-                return body.read(limit_bytes)
+        return self.read_range(key, 0, limit_bytes, etag=etag)
+
+    def read_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+        """`length` bytes from `start` on, fewer where the object ends, never because the line broke. Raises as `read`."""
+        if length == 0:
+            return b""
+        wanted = {"Range": f"bytes={start}-{start + length - 1}", **({"IfMatch": etag} if etag else {})}
+        with translated():
+            for attempts_left in reversed(range(BODY_ATTEMPTS)):
+                try:
+                    found = self._client.get_object(Bucket=self._bucket, Key=key, **wanted)  # type: ignore[arg-type]
+                    with closing(found["Body"]) as body:  # its own context is the bare stream, with other errors
+                        _check_etag(found["ETag"], etag)
+                        return body.read()
+                except ClientError as error:
+                    if status(error) == 416:  # it begins behind the end
+                        return b""
+                    raise
+                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                    if not attempts_left:
+                        raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def open(self, key: str, *, etag: str, size_bytes: int) -> BinaryIO:
+        """The object as a file, for media libraries. Nothing is asked for before the first byte is read; reading
+        raises SourceChanged once the object is no longer the one with `etag`."""
+        raw = RemoteFile(partial(self.read_range, key, etag=etag), size_bytes=size_bytes)
+        return io.BufferedReader(raw, READER_BYTES)
+
+    def download(self, key: str, path: Path, *, etag: str | None = None) -> StoredObject:
+        """The whole object in a file, or no file. Raises as `read` does, also when it is replaced meanwhile."""
+        stored = self.head(key)
+        _check_etag(stored.etag, etag)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with part.open("wb") as file, self.open(key, etag=stored.etag, size_bytes=stored.size_bytes) as remote:
+                shutil.copyfileobj(remote, file, COPIED_BYTES)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return stored
 
     def delete_prefix(self, prefix: str) -> int:
         """Delete everything under `prefix`; returns how many objects. Running it again finishes a broken run."""
         deleted = 0
-        with _translated():
+        with translated():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
                 for found in page.get("Contents", []):
                     self._client.delete_object(Bucket=self._bucket, Key=found["Key"])
@@ -104,7 +156,7 @@ class Storage:
         return deleted
 
     def list_keys(self, prefix: str) -> list[str]:
-        with _translated():
+        with translated():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
@@ -121,38 +173,7 @@ class Storage:
         return self._public_client.generate_presigned_url("put_object", Params=wanted, ExpiresIn=seconds)
 
 
-def _create_client(settings: config.Storage, endpoint_url: str | None) -> "S3Client":
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint_url,
-        region_name=settings.region,
-        aws_access_key_id=settings.access_key,
-        aws_secret_access_key=settings.secret_key.get_secret_value() if settings.secret_key else None,
-        config=Config(
-            signature_version="s3v4",  # the default signer leaves the length of an upload unsigned
-            connect_timeout=3,
-            read_timeout=20,
-            retries={"mode": "standard", "max_attempts": 3},
-            max_pool_connections=16,
-            request_checksum_calculation="when_required",  # other providers refuse the newer trailers
-            response_checksum_validation="when_required",
-        ),
-    )
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        if _status(error) == 404:
-            raise SourceMissing("the object is not in the storage") from error
-        if _status(error) == 412:
-            raise SourceChanged("the source was replaced after the job was submitted") from error
-        raise StorageUnavailable(f"the storage answered {error.response.get('Error', {}).get('Code')}") from error
-    except BotoCoreError as error:
-        raise StorageUnavailable(f"the storage cannot be reached: {type(error).__name__}") from error
+def _check_etag(found: str, wanted: str | None) -> None:
+    """For storages that ignore the condition, as rclone does."""
+    if wanted and found.strip('"') != wanted:
+        raise SourceChanged("the source was replaced after the job was submitted")
