@@ -5,6 +5,7 @@ the palettes are for previews.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,12 @@ DEMO = LabelSpace(
 )
 
 LABEL_SPACES = {space.name: space for space in (VOC, ADE20K, DEMO)}
+
+
+def describe_classes(label_space: LabelSpace) -> dict[str, Any]:
+    """What ids mean, as JSON beside masks: {"label_space", "classes": [{"id", "name", "color"}]}, colours "#rrggbb"."""
+    classes = [
+        {"id": class_id, "name": name, "color": "#{:02x}{:02x}{:02x}".format(*colour)}
+        for class_id, (name, colour) in enumerate(zip(label_space.classes, label_space.palette, strict=True))
+    ]
+    return {"label_space": label_space.name, "classes": classes}

@@ -1,6 +1,5 @@
-"""Mask videos: lossless and on time, read alike by others, joined without decoding, and never wrong in silence."""
+"""Mask videos: lossless and on time, read alike by others, and never wrong in silence."""
 
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,76 +7,23 @@ import av
 import cv2
 import numpy as np
 import pytest
-from av.container import OutputContainer
 from av.video.reformatter import ColorRange
-from av.video.stream import VideoStream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from shared.inference.errors import InvalidMedia
 from shared.inference.mask_video import MaskVideo, MaskVideoWriter, read_header, read_masks
-
-Mask = NDArray[np.uint8]
-Size = tuple[int, int]
-
-MILLISECONDS = Fraction(1, 1000)
-VIDEO_CLOCK = Fraction(1, 90000)
-
-
-def blobs(size: Size, seed: int) -> Mask:
-    """A map of regions, as a model gives, with every id possible."""
-    cells = np.random.default_rng(seed).integers(0, 256, (5, 7), dtype=np.uint8)
-    return cv2.resize(cells, size, interpolation=cv2.INTER_NEAREST).astype(np.uint8)
-
-
-def noise(size: Size, seed: int) -> Mask:
-    return np.random.default_rng(seed).integers(0, 256, size[::-1], dtype=np.uint8)
-
-
-def write(
-    path: Path,
-    masks: Sequence[Mask],
-    times: Sequence[int] | None = None,
-    *,
-    time_base: Fraction = MILLISECONDS,
-    threads: int = 1,
-) -> Path:
-    height, width = masks[0].shape
-    with MaskVideoWriter(path, (width, height), time_base, threads=threads) as video:
-        for number, mask in enumerate(masks):
-            video.write(mask, times[number] if times else 40 * number)
-    return path
-
-
-def copy_packets(sources: Sequence[Path], target: Path, *, without: int | None = None) -> Path:
-    """What any tool does that joins files without decoding; `without` leaves one frame out."""
-    with av.open(target, "w", format="matroska") as joined:
-        into: VideoStream | None = None
-        number = 0
-        for source in sources:
-            with av.open(source) as part:
-                [stream] = part.streams.video
-                into = into or copy_stream(stream, joined)
-                for packet in part.demux(stream):
-                    if packet.size and number != without:
-                        packet.stream = into
-                        joined.mux(packet)
-                    number += bool(packet.size)
-    return target
-
-
-def copy_stream(stream: VideoStream, joined: OutputContainer) -> VideoStream:
-    copied = joined.add_stream_from_template(stream)
-    copied.metadata.update(stream.metadata)
-    return copied
-
-
-def assert_holds(path: Path, masks: Sequence[Mask]) -> None:
-    for (_, found), mask in zip(read_masks(path), masks, strict=True):
-        assert found.dtype == np.uint8
-        assert np.array_equal(found, mask)
-
+from tests.unit.inference.mask_videos import (
+    MILLISECONDS,
+    VIDEO_CLOCK,
+    Mask,
+    Size,
+    assert_holds,
+    blobs,
+    copy_packets,
+    noise,
+    write,
+)
 
 # --- what goes in comes out ----------------------------------------------------------------------------------------
 
@@ -168,31 +114,6 @@ def test_every_frame_stands_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "masks.mkv", [blobs((40, 30), number) for number in range(4)])
     with av.open(path) as container:
         assert [packet.is_keyframe for packet in container.demux() if packet.size] == [True] * 4
-
-
-# --- joining -------------------------------------------------------------------------------------------------------
-
-
-def test_parts_are_joined_by_copying_packets(tmp_path: Path) -> None:
-    masks = [blobs((50, 40), number) for number in range(60)]
-    times = [3003 * number + number % 3 for number in range(60)]
-    parts = [
-        write(tmp_path / f"{start}.mkv", masks[start:end], times[start:end], time_base=VIDEO_CLOCK)
-        for start, end in ((0, 25), (25, 26), (26, 60))
-    ]
-    joined = copy_packets(parts, tmp_path / "joined.mkv")
-    assert_holds(joined, masks)
-    assert [pts for pts, _ in read_masks(joined)] == times
-    assert read_header(joined).time_base == VIDEO_CLOCK
-
-
-def test_writers_of_the_same_size_make_the_same_codec_header(tmp_path: Path) -> None:
-    headers = set()
-    for number in range(3):
-        path = write(tmp_path / f"{number}.mkv", [noise((50, 40), number)], [9 * number], threads=1 + number % 2)
-        with av.open(path) as container:
-            headers.add(container.streams.video[0].codec_context.extradata)
-    assert len(headers) == 1
 
 
 # --- damage --------------------------------------------------------------------------------------------------------
