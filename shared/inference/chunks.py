@@ -58,16 +58,14 @@ def _choose_firsts(index: Index, frames: int) -> list[int]:
     while True:
         first = firsts[-1]
         # Within half a chunk to either side, so that no chunk gets tiny or more than half longer than asked for.
-        low = np.searchsorted(starts, first + (frames + 1) // 2)
-        near = starts[low : np.searchsorted(starts, first + frames + frames // 2, side="right")]
-        near = near[near > first]
+        ahead = starts - first
+        near = starts[(ahead > 0) & (ahead >= frames / 2) & (ahead <= frames * 3 / 2)]
         if len(near):
             following = int(near[np.abs(near - (first + frames)).argmin()])
         else:
-            keyframe = int(starts[max(0, np.searchsorted(starts, first, side="right") - 1)]) if len(starts) else 0
-            following = first + max(frames, first - min(keyframe, first))
-            reached = starts[(starts > first + frames) & (starts <= following)]
-            following = int(reached[0]) if len(reached) else following
+            before = int(starts[starts <= first].max(initial=0))
+            following = first + max(frames, first - before)
+            following = int(starts[(starts > first + frames) & (starts <= following)].min(initial=following))
         if following >= total:
             return firsts
         firsts.append(following)

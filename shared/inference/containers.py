@@ -36,6 +36,8 @@ CODECS = {
 """The decoders that are let at customers' bytes, and what their codec is called. The few that recordings are made with:
 each of FFmpeg's hundreds of others is one more to be attacked through."""
 
+_PATCHING = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
+"""Decoders that patch damaged places with what was there before and do not always tell, unless errors stop them."""
 _MOV_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
 _STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _TRANSPORT_PACKETS = ((188, 0), (192, 4), (204, 0))
@@ -117,7 +119,8 @@ def open_recording(
         # By slices, as threads by frames report damage late, when the frames that rest on it have been given.
         stream.codec_context.thread_type = ThreadType.SLICE
         stream.codec_context.thread_count = threads
-        stream.codec_context.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
+        strictness = {"err_detect": "explode"} if stream.codec_context.name in _PATCHING else {}
+        stream.codec_context.options = {"max_pixels": str(max_pixels), **strictness}
         yield OpenRecording(container, stream, name, file)
 
 

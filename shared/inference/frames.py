@@ -6,6 +6,7 @@ gives back with the picture. So times that are missing, doubled or differ after 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from av.error import FFmpegError
@@ -21,6 +22,10 @@ from shared.inference.recording import Index
 
 _REORDERED_PACKETS = 32
 """Twice the most frames that a decoder of H.264 or HEVC holds back."""
+_DELAYED_BY_ONE = ("mpeg1video", "mpeg2video", "mpeg4")
+"""Codecs whose decoders give a frame for every packet after the first; none is how they tell that one is rubbish."""
+_EMPTY_BYTES = 16
+"""A packet of MPEG-4 that says only "as before" is shorter, and gives no frame."""
 _DAMAGED = "The frame is damaged"
 _DEPENDENT = "The frame may be made from a damaged one"
 _WITHOUT_START = "The frame is made from frames before the beginning of the recording"
@@ -76,7 +81,7 @@ def _find_frames(index: Index, chunk: Chunk, wanted: Iterable[int] | None) -> ND
 
 
 def _plan_runs(index: Index, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int, int]]:
-    """Stretches of packets to decode without a break: the frames wanted of each, its first keyframe, its last packet."""
+    """Stretches of packets to decode without a break: the frames wanted of each, its keyframe, its last packet."""
     if not len(positions):
         return
     rows = index.keyframe_before(positions)
@@ -86,7 +91,7 @@ def _plan_runs(index: Index, positions: NDArray[np.int64]) -> Iterator[tuple[NDA
     last = np.maximum.accumulate(index.packets[positions])
     breaks = np.flatnonzero(numbers[1:] > last[:-1] + 1) + 1
     bounds = [0, *breaks.tolist(), len(positions)]
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in pairwise(bounds):
         yield positions[a:b], int(rows[a]), int(last[b - 1])
 
 
@@ -99,6 +104,7 @@ class _Decoding:
         self._keyframe = keyframe
         self._last = last
         self._sent = -1
+        self._unanswered: set[int] = set()
         self._failed: set[int] = set()
         self._damaged: dict[tuple[int, bool], int] = {}
         """By keyframe, and apart for the frames shown before it, the first packet that is damaged and may be needed.
@@ -114,7 +120,10 @@ class _Decoding:
         following = 0
         for pictures, done in self._decode():
             for picture in pictures:
-                number = -1 if picture.pts is None else picture.pts
+                number = picture.pts
+                if number is None:
+                    continue
+                self._unanswered.discard(number)
                 if picture.is_corrupt:
                     self._fail(number)
                 elif number in wanted:
@@ -135,18 +144,26 @@ class _Decoding:
         """What the decoder gives after each packet, and at last all that it held back."""
         context = self._packets.recording.stream.codec_context
         context.flush_buffers()
+        codec, begun = context.name, False
         for number, packet in self._packets.read(self._keyframe, self._last):
             # The recording may have been opened anew to get here.
             context = self._packets.recording.stream.codec_context
             packet.pts = packet.dts = number
             self._sent = number
+            if packet.size > _EMPTY_BYTES and self._index.positions[number] >= 0:
+                self._unanswered.add(number)
             pictures: list[VideoFrame] = []
             try:
                 pictures = packet.decode()
             except MemoryError as error:
                 raise OutOfMemory("Not enough memory to decode a recording") from error
             except FFmpegError:
-                self._fail(number, needed=not packet.is_disposable)
+                if not self._is_recovering(number):
+                    self._fail(number, needed=not packet.is_disposable)
+            else:
+                if not pictures and begun and packet.size > _EMPTY_BYTES and codec in _DELAYED_BY_ONE:
+                    self._fail(number)
+            begun = True
             yield pictures, False
         try:
             pictures = context.decode(None)
@@ -155,17 +172,27 @@ class _Decoding:
             pictures = []
         yield pictures, True
 
+    def _is_recovering(self, number: int) -> bool:
+        """Whether a decoder that began at a recovery point of H.264 may still miss what was before it."""
+        row = self._row(number)
+        return row <= max(self._keyframe, 0) and (row < 0 or not self._index.keyframes.clean[row])
+
     def _fail(self, number: int, *, needed: bool = True) -> None:
         self._failed.add(number)
+        self._unanswered.discard(number)
         if needed:
-            at = np.flatnonzero(self._index.packets == number)
             row = self._row(number)
-            part = row, bool(len(at)) and self._is_leading(int(at[0]), row)
+            part = row, self._is_leading(int(self._index.positions[number]), row)
             self._damaged[part] = min(number, self._damaged.get(part, number))
 
     def _judge(self, position: int, picture: VideoFrame | None) -> VideoFrame | str:
         number = int(self._index.packets[position])
         row = self._row(number)
+        # Frames come in the order of showing: what should have come before is lost, though the decoder did not say so.
+        for lost in [other for other in self._unanswered if self._index.positions[other] < position]:
+            self._unanswered.discard(lost)
+            if not self._is_recovering(lost):
+                self._fail(lost)
         if number in self._failed:
             return _DAMAGED
         if picture is None:
@@ -182,7 +209,7 @@ class _Decoding:
 
     def _is_leading(self, position: int, row: int) -> bool:
         """Whether a frame is shown before the keyframe that it is decoded after."""
-        return row >= 0 and bool(self._index.times[position] < self._index.keyframes.pts[row])
+        return position >= 0 <= row and bool(self._index.times[position] < self._index.keyframes.pts[row])
 
     def _row(self, number: int) -> int:
         """The keyframe that a packet follows, or is; -1 before the first."""

@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.buffer import Buffer
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
@@ -14,7 +14,7 @@ _MATRIX = struct.Struct("=9i")
 
 @dataclass(frozen=True)
 class Orientation:
-    """`rotation` is how far a stored picture is turned clockwise, 0, 90, 180 or 270; then `mirrored` swaps its sides."""
+    """A stored picture is turned clockwise by `rotation`, 0, 90, 180 or 270; then `mirrored` swaps left and right."""
 
     rotation: int
     mirrored: bool
@@ -38,8 +38,8 @@ def read_orientation(frame: VideoFrame) -> tuple[Orientation, list[str]]:
 
     The display matrix maps a stored place (x, y), y downwards, to (a·x + c·y, b·x + d·y), in 16.16 fixed point.
     """
-    data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[attr-defined]  # a mapping, whatever the stubs say
-    if data is None or len(bytes(data)) < _MATRIX.size:
+    data: object = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(data, Buffer) or data.buffer_size < _MATRIX.size:
         return UPRIGHT, []
     a, b, _, c, d, *_ = _MATRIX.unpack(bytes(data)[: _MATRIX.size])
     determinant = a * d - b * c

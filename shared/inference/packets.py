@@ -1,4 +1,4 @@
-"""The packets of an indexed recording by number: the demuxer is moved to a keyframe, and from there they are counted."""
+"""The packets of an indexed recording by number: from a keyframe that the demuxer is moved to, they are counted."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from shared.inference.containers import OpenRecording, Source, open_recording, raising_invalid_media
+from shared.inference.containers import OpenRecording, Source, open_recording
 from shared.inference.errors import InvalidMedia
 from shared.inference.recording import Index
 from shared.inference.timestamps import MISSING

@@ -5,6 +5,7 @@ one time. All of it is repaired here, from the packets' times alone, and told.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +71,10 @@ def join_parts(table: PacketTable) -> tuple[Times, int]:
         return table.pts, 0
     pts = table.pts.copy()
     bounds = [0, *starts.tolist(), len(pts)]
-    step = max(typical_step(np.sort(pts[a:b])) for a, b in zip(bounds, bounds[1:], strict=False))
+    step = max(typical_step(np.sort(pts[a:b])) for a, b in pairwise(bounds))
     end = int(pts[: bounds[1]].max())
     joined = 0
-    for a, b in zip(bounds[1:], bounds[2:], strict=False):
+    for a, b in pairwise(bounds[1:]):
         if table.pts[a] <= end:
             pts[a:b] += end + step - int(pts[a:b].min())
             joined += 1
