@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shared.inference.overlay_video import OverlayVideoWriter
 
 from cli import downloads
 from cli.client import Client
@@ -16,6 +15,7 @@ from shared.inference.demo.scenes import draw_scene
 from shared.inference.labels import DEMO
 from shared.inference.mask_video import read_masks
 from shared.inference.metrics import PROTOCOLS, Tally
+from shared.inference.overlay_video import OverlayVideoWriter
 
 PLACE = 1_000_011
 SIZE = (320, 240)

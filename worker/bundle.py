@@ -3,19 +3,23 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.contract import Options
 from shared.errors import TooManyBadFrames
 from shared.inference import mask_video
+from shared.inference.labels import describe_classes
 from shared.inference.modes import MODES
 from shared.inference.overlay_video import join_overlays
+from shared.inference.recording import Index
 from shared.lifecycle import ClaimedStep
 from shared.models import Job, Step, StepKind
 from worker.desk import Desk
@@ -23,7 +27,7 @@ from worker.manifest import Result, prefix_of, store, store_manifest
 from worker.outputs import AREAS, CONFIDENCE, CONTENT_TYPES, MASKS, OVERLAY
 from worker.probe import describe, read_index
 from worker.selection import select_frames
-from worker.tables import FrameTable, describe_classes, join_areas, write_frames
+from worker.tables import FrameRow, FramesWriter, join_areas
 
 AREAS_LINES, FRAMES, CLASSES = "areas.jsonl", "frames.parquet", "classes.json"
 
@@ -65,16 +69,13 @@ def join_chunks(claimed: ClaimedStep, desk: Desk, chunks: Sequence[DoneChunk]) -
             path.unlink()
 
         for output, join in ((MASKS, mask_video.join), (CONFIDENCE, mask_video.join), (OVERLAY, join_overlays)):
-            if chunks[0].find(output):
+            if any(chunk.find(output) for chunk in chunks):
                 join(_fetch_parts(desk, chunks, output, folder), folder / output)
                 keep(folder / output, CONTENT_TYPES[output])
         join_areas(_fetch_parts(desk, chunks, AREAS, folder), folder / AREAS, folder / AREAS_LINES)
         keep(folder / AREAS, CONTENT_TYPES[AREAS])
         keep(folder / AREAS_LINES, "application/x-ndjson")
-        write_frames(
-            folder / FRAMES, index.times, time_base=index.header.time_base, processed=selected, bad=bad,
-            chunk_firsts=[chunk.plan["first"] for chunk in chunks],
-        )  # fmt: skip
+        _write_frames(folder / FRAMES, index, chunks, selected, frozenset(bad))
         keep(folder / FRAMES, CONTENT_TYPES[AREAS])
         classes = json.dumps(describe_classes(MODES[job.mode].labels), indent=1).encode()
         stored.append(store(desk, prefix_of(claimed), CLASSES, classes, content_type="application/json"))
@@ -87,6 +88,17 @@ def join_chunks(claimed: ClaimedStep, desk: Desk, chunks: Sequence[DoneChunk]) -
         source=describe(index.header), areas=areas, warnings=list(warnings), files=stored,
         frames={"source": len(selected), "processed": int(selected.sum()), "bad": bad}, chunks=len(chunks),
     )  # fmt: skip
+
+
+def _write_frames(
+    path: Path, index: Index, chunks: Sequence[DoneChunk], processed: NDArray[np.bool_], bad: Set[int]
+) -> None:
+    """A row per frame of the source; those between chunks of which nothing was processed belong to the one before."""
+    firsts = np.array([chunk.plan["first"] for chunk in chunks])
+    numbers = np.maximum(0, np.searchsorted(firsts, np.arange(len(index.times)), side="right") - 1)
+    with FramesWriter(path, index.header.time_base) as writer:
+        for frame, pts in enumerate(index.times.tolist()):
+            writer.write(FrameRow(frame, pts, int(numbers[frame]), bool(processed[frame]), frame in bad))
 
 
 def _fetch_parts(desk: Desk, chunks: Sequence[DoneChunk], name: str, folder: Path) -> Iterator[Path]:

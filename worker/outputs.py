@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.contract import Options
 from shared.inference import masks
@@ -15,7 +16,7 @@ from shared.inference.mask_video import MaskVideoWriter
 from shared.inference.modes import MODES
 from shared.inference.overlay_video import OverlayVideoWriter
 from shared.inference.recording import Header
-from worker.tables import AreaWriter
+from worker.tables import AreasHeader, AreasWriter, FrameAreas
 
 if TYPE_CHECKING:
     from shared.inference.engine import Segmentation
@@ -46,11 +47,12 @@ class Outputs:
 
         self._masks = open_masks(MASKS) if "mask" in options.outputs else None
         self._confidence = open_masks(CONFIDENCE) if "confidence" in options.outputs else None
-        self._overlay = None
-        if "overlay" in options.outputs:
-            self._names.append(OVERLAY)
-            self._overlay = stack.enter_context(OverlayVideoWriter(folder / OVERLAY, self._size, header.time_base))
-        self._areas = stack.enter_context(AreaWriter(folder / AREAS, time_base=header.time_base, labels=self._labels))
+        self._wants_overlay = "overlay" in options.outputs
+        self._overlay: OverlayVideoWriter | None = None
+        areas = AreasHeader(self._size, header.time_base, self._labels)
+        self._areas = stack.enter_context(AreasWriter(folder / AREAS, areas))
+        self._time_base = header.time_base
+        self._stack = stack
 
     @property
     def files(self) -> list[tuple[Path, str]]:
@@ -69,9 +71,17 @@ class Outputs:
             return
         areas = masks.class_areas(mask)
         self.areas.update(areas)
-        self._areas.write(frame.number, frame.pts, areas)
-        if self._overlay:
-            self._overlay.write(masks.overlay(frame.image, mask, self._labels), frame.pts)
+        self._areas.write(FrameAreas(frame.number, frame.pts, areas))
+        if self._wants_overlay:
+            self._write_overlay(masks.overlay(frame.image, mask, self._labels), frame.pts)
+
+    def _write_overlay(self, picture: NDArray[np.uint8], pts: int) -> None:
+        if self._overlay is None:  # not before there is something to show, as there is no video without a picture
+            self._names.append(OVERLAY)
+            self._overlay = self._stack.enter_context(
+                OverlayVideoWriter(self._folder / OVERLAY, self._size, self._time_base)
+            )
+        self._overlay.write(picture, pts)
 
 
 @contextmanager

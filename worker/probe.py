@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from shared.contract import Options
 from shared.inference.chunks import plan_chunks
 from shared.inference.errors import InvalidMedia
-from shared.inference.recording import Header, Index, Limits, probe
+from shared.inference.probe import probe
+from shared.inference.recording import Header, Index, Limits
 from shared.lifecycle import ClaimedStep
 from shared.models import Job, JobState
 from worker.desk import Desk
@@ -97,5 +98,5 @@ def estimate_seconds_per_frame(session: Session, mode: str) -> float:
         return func.sum(cast(lately.c.timing[name].astext, Float))
 
     stages = sum((func.coalesce(total(f"{stage}_seconds"), 0) for stage in ("inference", "postprocess")), start=0)
-    found: float | None = session.scalar(select(stages / func.nullif(total("frames"), 0)))
-    return found or SECONDS_PER_FRAME
+    found = session.scalar(select(stages / func.nullif(total("frames"), 0)))
+    return float(found) if found else SECONDS_PER_FRAME

@@ -21,7 +21,7 @@ from shared.inference.mask_video import read_masks
 from shared.models import Job, JobState, StepKind, StepState
 from tests.integration.conftest import Submit, read_job, read_only, read_steps, take_back
 from tests.integration.workbench import FakeEngine, Workbench, nothing
-from tests.recordings import read_number, write_recording
+from tests.numbered import read_number, write_recording
 
 FRAMES = 40
 
