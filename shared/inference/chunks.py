@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.inference.recording import Index
 
@@ -58,14 +59,22 @@ def _choose_firsts(index: Index, frames: int) -> list[int]:
     while True:
         first = firsts[-1]
         # Within half a chunk to either side, so that no chunk gets tiny or more than half longer than asked for.
-        ahead = starts - first
-        near = starts[(ahead > 0) & (ahead >= frames / 2) & (ahead <= frames * 3 / 2)]
+        low = np.searchsorted(starts, first + max(1, (frames + 1) // 2))
+        near = starts[low : np.searchsorted(starts, first + frames + frames // 2, side="right")]
         if len(near):
             following = int(near[np.abs(near - (first + frames)).argmin()])
         else:
-            before = int(starts[starts <= first].max(initial=0))
-            following = first + max(frames, first - before)
-            following = int(starts[(starts > first + frames) & (starts <= following)].min(initial=following))
+            following = first + max(frames, first - _last_up_to(starts, first))
+            # A keyframe on the way is a better place to begin.
+            reached = int(np.searchsorted(starts, first + frames))
+            if reached < len(starts):
+                following = min(following, int(starts[reached]))
         if following >= total:
             return firsts
         firsts.append(following)
+
+
+def _last_up_to(starts: NDArray[np.int64], position: int) -> int:
+    """The last of the ascending `starts` that is not after `position`; 0 before the first."""
+    count = int(np.searchsorted(starts, position, side="right"))
+    return int(starts[count - 1]) if count else 0

@@ -141,5 +141,5 @@ class PacketReader:
     def _check(self, number: int, packet: VideoPacket) -> None:
         row = int(np.searchsorted(self._index.keyframes.number, number))
         expected = row < len(self._index.keyframes.number) and self._index.keyframes.number[row] == number
-        if packet.is_keyframe != bool(expected) or (expected and not self._is_keyframe(row, packet)):
+        if expected and not self._is_keyframe(row, packet):
             raise InvalidMedia(_CHANGED)

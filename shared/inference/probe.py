@@ -6,6 +6,7 @@ Headers lie and recordings are cut short, so every packet is counted, while hard
 import re
 from array import array
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from shared.inference.bitstreams import has_idr, is_hidden
+from shared.inference.bitstreams import Entry, classify_keyframe, is_hidden
 from shared.inference.colors import describe_colors
 from shared.inference.containers import OpenRecording, Source, codec_of, open_recording, raising_invalid_media
 from shared.inference.errors import InvalidMedia, MediaLimit
@@ -104,12 +105,16 @@ class _Packets:
             raise MediaLimit(f"The recording has more than the {self.limits.max_frames} frames that are taken")
         self.pts.append(MISSING if packet.pts is None else packet.pts)
         self.dts.append(MISSING if packet.dts is None else packet.dts)
-        self.key.append(packet.is_keyframe)
-        self.shown.append(not packet.is_discard and not is_hidden(packet, stream.codec_context.name))
-        if packet.is_keyframe:
+        codec = stream.codec_context
+        self.shown.append(not packet.is_discard and not is_hidden(packet, codec.name))
+        entry = Entry.CLEAN if packet.is_keyframe else Entry.NONE
+        if packet.is_keyframe and codec.name == "h264":
+            entry = classify_keyframe(packet, codec.extradata)
+        self.key.append(entry is not Entry.NONE)
+        if entry is not Entry.NONE:
             self.positions.append(-1 if packet.pos is None else packet.pos)
             self.sizes.append(packet.size)
-            self.clean.append(stream.codec_context.name != "h264" or has_idr(packet, stream.codec_context.extradata))
+            self.clean.append(entry is Entry.CLEAN)
 
     def _drop_last(self, count: int) -> None:
         """Leave out what the end of the file cut in two."""

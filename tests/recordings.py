@@ -1,0 +1,129 @@
+"""Tiny recordings whose every frame shows its own number, in a code that survives lossy compression."""
+
+import io
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from shared.inference.chunks import plan_chunks
+from shared.inference.frames import Frame, read_frames
+from shared.inference.probe import probe
+from shared.inference.recording import Index, Limits
+
+Image = NDArray[np.uint8]
+
+LIMITS = Limits(max_pixels=1_000_000, max_frames=10_000, max_seconds=10_000)
+FRAMES = 40
+GOP = 12
+RATE = 25
+BITS = 6
+RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (40, 40, 200)
+
+
+def draw(number: int, size: tuple[int, int] = (96, 64)) -> Image:
+    """The number in black and white columns, lowest bit left; a red corner at the top left, a blue one at its right."""
+    width, height = size
+    image = np.full((height, width, 3), 110, np.uint8)
+    for bit, (left, right) in enumerate(_columns(width)):
+        image[height // 3 :, left:right] = 235 if number >> bit & 1 else 16
+    image[: height // 3, : width // 2] = RED
+    image[: height // 3, width // 2 :] = BLUE
+    return image
+
+
+def read_number(image: Image) -> int:
+    """The number that an upright image shows."""
+    row = image[image.shape[0] * 5 // 6, :, 1]
+    return sum(int(row[(left + right) // 2] > 126) << bit for bit, (left, right) in enumerate(_columns(len(row))))
+
+
+def _columns(width: int) -> list[tuple[int, int]]:
+    return [(bit * width // BITS, (bit + 1) * width // BITS) for bit in range(BITS)]
+
+
+def encode(  # noqa: PLR0913
+    target: Path | BinaryIO,
+    codec: str,
+    *,
+    container: str | None = None,
+    frames: int = FRAMES,
+    times: Sequence[int] | None = None,
+    size: tuple[int, int] = (96, 64),
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    prepare: Callable[[VideoStream], None] | None = None,
+    tag: Callable[[av.VideoFrame], None] | None = None,
+) -> None:
+    """Write frames 0, 1, … at `times`, in 1/RATE s, with a keyframe every GOP."""
+    with av.open(target, "w", format=container, container_options=container_options or {}) as output:
+        stream = output.add_stream(
+            codec, rate=RATE, options=options or {}, width=size[0], height=size[1], pix_fmt=pixel_format
+        )
+        stream.codec_context.gop_size = GOP
+        if prepare is not None:
+            prepare(stream)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(draw(number, size), format="rgb24").reformat(format=pixel_format)
+            frame.pts, frame.time_base = times[number] if times else number, Fraction(1, RATE)
+            if tag is not None:
+                tag(frame)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+
+def remux(
+    source: Path, change: Callable[[int, "Packet[VideoStream]"], Iterable["Packet[VideoStream]"]], *, container: str
+) -> bytes:
+    """The packets of a recording in another file, each as `change` gives it back."""
+    buffer = io.BytesIO()
+    with av.open(source) as original, av.open(buffer, "w", format=container) as copy:
+        stream = copy.add_stream_from_template(original.streams.video[0])
+        packets = [packet for packet in original.demux(original.streams.video[0]) if packet.size]
+        for number, packet in enumerate(packets):
+            for changed in change(number, packet):
+                changed.stream = stream
+                copy.mux(changed)
+    return buffer.getvalue()
+
+
+def read_all(source: bytes | Path, index: Index, *, frames: int = 10**6, exact: bool = True) -> list[Frame]:
+    """Every frame, read by chunks of so many."""
+    return [
+        frame
+        for chunk in plan_chunks(index, frames=frames, exact=exact)
+        for frame in read_frames(open_source(source), index, chunk)
+    ]
+
+
+def probe_all(source: bytes | Path) -> Index:
+    return probe(open_source(source), limits=LIMITS)
+
+
+def open_source(source: bytes | Path) -> BinaryIO | Path:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def numbers(frames: Iterable[Frame]) -> list[int | None]:
+    """What each frame shows; None where there is no image."""
+    return [None if frame.image is None else read_number(frame.image) for frame in frames]
+
+
+def packet_places(source: Path) -> list[tuple[int, int]]:
+    """Where each packet of the video lies in the file: first byte and how many."""
+    with av.open(source) as container:
+        return [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    """An atom of MP4."""
+    body = b"".join(content)
+    return struct.pack(">I4s", 8 + len(body), kind) + body
