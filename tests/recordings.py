@@ -49,7 +49,7 @@ def _columns(width: int) -> list[tuple[int, int]]:
     return [(bit * width // BITS, (bit + 1) * width // BITS) for bit in range(BITS)]
 
 
-def encode(  # noqa: PLR0913
+def encode(
     target: Path | BinaryIO,
     codec: str,
     *,

@@ -1,5 +1,6 @@
 """Recordings on real servers, start to end: submitted, probed, made in chunks by any worker, and joined."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,9 +22,7 @@ from shared.inference.mask_video import read_masks
 from shared.models import Job, JobState, StepKind, StepState
 from tests.integration.conftest import Submit, read_job, read_only, read_steps, take_back
 from tests.integration.workbench import FakeEngine, Workbench, nothing
-from tests.numbered import read_number, write_recording
-
-FRAMES = 40
+from tests.recordings import FRAMES, GOP, encode, read_number
 
 
 def see_number(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -41,8 +40,10 @@ def number_of(mask: NDArray[np.uint8]) -> int:
 
 @pytest.fixture(scope="module")
 def recording() -> bytes:
-    """Of four groups of ten frames."""
-    return write_recording(range(FRAMES))
+    """Of three groups of twelve frames and one of four."""
+    buffer = io.BytesIO()
+    encode(buffer, "libx264", container="mp4")
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_a_lost_worker_costs_its_chunk_and_no_other(
     engine = workers.run(lose_the_second_chunk)
     workers.run(queue_name=IO)
     assert [number_of(mask) for _, mask in read_masks(fetch(job, "masks.mkv"))] == list(range(FRAMES))
-    assert len(engine.asked) <= FRAMES + 10
+    assert len(engine.asked) <= FRAMES + GOP
     assert [step.attempt for step in read_steps(sessions, job)] == [1, 1, 2, 1, 1, 1]
 
 
@@ -185,7 +186,7 @@ def test_a_canceled_recording_keeps_its_chunks_for_a_retry(
     assert [step.state for step in read_steps(sessions, job)].count(StepState.DONE) == 3, "the probe and two chunks"
     assert api.post(f"/v1/jobs/{job.id}/retry").status_code == 202
     engine = run_all(workers)
-    assert len(engine.asked) == 20
+    assert len(engine.asked) == FRAMES - 2 * GOP
     assert [number_of(mask) for _, mask in read_masks(fetch(job, "masks.mkv"))] == list(range(FRAMES))
 
 

@@ -1,34 +1,22 @@
 """Frames of recordings: each the right one, once, at its time, with the same bytes wherever reading began."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
-from av.video.stream import VideoStream
 
 from shared.inference.chunks import plan_chunks
-from shared.inference.errors import InvalidMedia
 from shared.inference.frames import read_frames
 from shared.inference.recording import Index
 from tests.recordings import (
-    BLUE,
     FRAMES,
     GOP,
-    RATE,
-    RED,
-    draw,
     encode,
     numbers,
-    packet_places,
     probe_all,
     read_all,
-    read_number,
-    remux,
 )
 
 QUIET = "log-level=none"
