@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Header, Path, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -24,6 +24,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 WATCH_SECONDS = 0.25
 LONGEST_EVENT_ID = 18  # digits of a 64-bit number that are always safe
 MANIFEST_BYTES = 64 * 2**20
+INDEX_BYTES = 2**30
 
 
 def find_resume_point(
@@ -80,6 +81,36 @@ def get_file(job_id: uuid.UUID, name: str, resources: Built, tenant: CurrentTena
         if file["name"] == name:
             return RedirectResponse(resources.storage.link(file["key"], filename=name), status_code=307)
     raise NotFound("the result has no file of that name")
+
+
+@router.get(
+    "/frames/{number}.png",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, **describe_problems(401, 404, 409, 422, 503)},
+)
+def get_frame(
+    job_id: uuid.UUID, number: Annotated[int, Path(ge=0)], resources: Built, tenant: CurrentTenant
+) -> Response:
+    """One mask of a recording, by the number of its frame in the source: a PNG as an image's mask is."""
+    files = {file["name"]: file for file in _read_manifest(resources, tenant, job_id)["files"]}
+    with resources.sessions() as session:
+        recording = find_job(session, tenant, job_id).recording
+    if recording is None or "masks.mkv" not in files:
+        raise NotFound("the result has no masks of a recording")
+    # They bring NumPy and FFmpeg. Nothing but files of our own is read here.
+    from shared.inference.mask_video import read_mask
+    from shared.inference.masks import encode_mask
+    from shared.inference.recording import Index
+
+    index = Index.from_bytes(resources.storage.read(recording["index_key"], limit_bytes=INDEX_BYTES))
+    video = files["masks.mkv"]
+    etag = resources.storage.head(video["key"]).etag
+    with resources.storage.open(video["key"], etag=etag, size_bytes=video["size"]) as source:
+        try:
+            _, _, mask = read_mask(source, pts=int(index.times[number]))
+        except LookupError as error:
+            raise NotFound("the recording has no such frame, or it was none of those processed") from error
+    return Response(encode_mask(mask), media_type="image/png")
 
 
 def _read_manifest(resources: Resources, tenant: Tenant, job_id: uuid.UUID) -> dict[str, Any]:

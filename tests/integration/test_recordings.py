@@ -19,8 +19,9 @@ from shared.broker import IO
 from shared.config import Recordings, Settings
 from shared.db import SessionFactory
 from shared.inference.mask_video import read_masks
+from shared.inference.masks import decode_mask
 from shared.models import Job, JobState, StepKind, StepState
-from tests.integration.conftest import Submit, read_job, read_only, read_steps, take_back
+from tests.integration.conftest import Submit, problem, read_job, read_only, read_steps, take_back
 from tests.integration.workbench import FakeEngine, Workbench, nothing
 from tests.recordings import FRAMES, GOP, encode, read_number
 
@@ -149,6 +150,21 @@ def test_the_frames_that_were_asked_for_are_made_and_no_others(
     engine = run_all(workers)
     assert [number_of(mask) for _, mask in read_masks(fetch(job, "masks.mkv"))] == list(numbers)
     assert len(engine.asked) == len(numbers)
+
+
+def test_the_mask_of_one_frame_can_be_had_alone(
+    queued: Queued, workers: Workbench, api: TestClient, foreign: dict[str, str]
+) -> None:
+    job = queued(frames={"every": 3})
+    run_all(workers)
+    for number in (0, 27, 39):
+        answer = api.get(f"/v1/jobs/{job.id}/frames/{number}.png")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+        assert number_of(decode_mask(answer.content)) == number
+    for number in (1, 40, 10**18):
+        problem(api.get(f"/v1/jobs/{job.id}/frames/{number}.png"), 404, "not_found")
+    problem(api.get(f"/v1/jobs/{job.id}/frames/-1.png"), 422, "invalid_request")
+    problem(api.get(f"/v1/jobs/{job.id}/frames/0.png", headers=foreign), 404, "not_found")
 
 
 def test_a_lost_worker_costs_its_chunk_and_no_other(
