@@ -47,6 +47,7 @@ STATUS: dict[type[MasklineError], int] = {
     errors.IdempotencyConflict: 409,
     errors.IdempotencyMismatch: 422,
     errors.UploadIncomplete: 409,
+    errors.UploadLost: 409,
     errors.SourceMissing: 404,
     errors.StorageUnavailable: 503,
 }

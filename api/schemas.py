@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shared.contract import Job, ModeName, Options
+from shared.multipart import MOST_PARTS
 
 METADATA_BYTES = 16_000
 METADATA_DEPTH = 16
 URL_LENGTH = 2048
+PARTS_AT_ONCE = 100
 
 
 class Request(BaseModel):
@@ -60,6 +62,7 @@ Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 WebhookUrl = Annotated[str, Field(max_length=URL_LENGTH), AfterValidator(_check_webhook_url)]
 Filename = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_check_storable)]
 ContentType = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.+-]+/[a-zA-Z0-9_.+-]+$", max_length=255)]
+PartNumber = Annotated[int, Field(ge=1, le=MOST_PARTS, strict=True)]
 Priority = Annotated[int, Field(ge=-100, le=100, strict=True)]
 
 
@@ -92,13 +95,36 @@ class NewUpload(Request):
     content_type: ContentType = "application/octet-stream"
 
 
+class WantedParts(Request):
+    numbers: Annotated[tuple[PartNumber, ...], Field(min_length=1, max_length=PARTS_AT_ONCE)]
+
+
+class PartLink(BaseModel):
+    number: int
+    size: int
+    """How many bytes to PUT, exactly."""
+    url: str
+
+
+class PartLinks(BaseModel):
+    parts: list[PartLink]
+    links_expire_in_seconds: int
+
+
 class CompletedPart(Request):
-    number: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    number: PartNumber
     etag: Annotated[str, Field(max_length=255), AfterValidator(_check_storable)]
 
 
 class CompletedUpload(Request):
-    parts: tuple[CompletedPart, ...] = ()
+    parts: Annotated[tuple[CompletedPart, ...], Field(max_length=MOST_PARTS)] = ()
+    """None: what has arrived."""
+
+
+class ArrivedPart(BaseModel):
+    number: int
+    size: int
+    etag: str
 
 
 class Upload(BaseModel):
@@ -108,8 +134,13 @@ class Upload(BaseModel):
     size: int
     completed: bool
     url: str | None
-    """Where to PUT the bytes, with exactly these `headers`; None once completed."""
+    """Where to PUT the bytes, with exactly these `headers`; None once completed, and for an upload in parts."""
     headers: dict[str, str]
+    part_size: int | None
+    """The size of every part but the last, which has the rest; None for an upload of one PUT."""
+    part_count: int | None
+    parts: list[ArrivedPart]
+    """Those that have arrived, so that the others can be sent; empty once completed."""
     created_at: datetime
     expires_at: datetime
 

@@ -57,9 +57,14 @@ class Api(Group):
     json_body_bytes: Bytes = 1_000_000
     upload_body_bytes: Bytes = 64 * 2**20
     """The largest file taken through the API itself; larger ones go straight to the storage."""
-    direct_upload_bytes: Bytes = 5 * 10**9
-    """The largest single signed PUT; S3's own ceiling is 5 GB."""
+    source_bytes: int = Field(default=10**12, gt=0, le=5 * 10**12)
+    """The largest file there may be; S3's own ceiling is 5 TB."""
+    single_upload_bytes: int = Field(default=64 * 2**20, gt=0, le=5 * 10**9)
+    """The largest file that one signed PUT brings; larger ones come in parts. S3's own ceiling is 5 GB."""
+    part_bytes: int = Field(default=16 * 2**20, ge=5 * 2**20, le=5 * 2**30)
+    """The size of a part, or more where 10,000 of them would be too few."""
     upload_seconds: int = Field(default=3600, ge=60)
+    """How long signed links to upload are good, and an upload is waited for after the last of them."""
     idempotency_lock_seconds: Seconds = 60
     idempotency_keep_seconds: Seconds = 86400
 

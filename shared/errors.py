@@ -46,6 +46,12 @@ class UploadIncomplete(MasklineError):
     code = "upload_incomplete"
 
 
+class UploadLost(MasklineError):
+    """The storage knows nothing of it any more, so that no further part can make it whole."""
+
+    code = "upload_lost"
+
+
 class SourceChanged(MasklineError):
     code = "source_changed"
 

@@ -128,6 +128,10 @@ class Upload(Base):
     etag: Mapped[str | None]
     """Set at completion; from then on the object is read only while it still has this ETag."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    part_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """The size of every part but the last; none where one PUT brings the whole file."""
+    multipart_id: Mapped[str | None]
+    """What the storage calls the upload of the parts."""
     completed_at: Mapped[datetime | None]
     expires_at: Mapped[datetime] = mapped_column(index=True)
 

@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutErr
 
 from shared import config
 from shared.errors import SourceChanged
+from shared.multipart import MultipartUploads
 from shared.remote_file import RemoteFile
 from shared.s3 import create_client, status, translated
 
@@ -58,6 +59,7 @@ class Storage:
         self._public_client = public_client
         self._bucket = bucket
         self._link_seconds = link_seconds
+        self.multipart = MultipartUploads(client, public_client, bucket=bucket)
 
     @classmethod
     def from_settings(cls, settings: config.Storage) -> Self:
@@ -106,7 +108,7 @@ class Storage:
         return self.read_range(key, 0, limit_bytes, etag=etag)
 
     def read_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
-        """`length` bytes from `start` on, fewer where the object ends, never because the line broke. Raises as `read`."""
+        """`length` bytes from `start` on, fewer only where the object ends. Raises as `read` does."""
         if length == 0:
             return b""
         wanted = {"Range": f"bytes={start}-{start + length - 1}", **({"IfMatch": etag} if etag else {})}
@@ -146,7 +148,11 @@ class Storage:
         return stored
 
     def delete_prefix(self, prefix: str) -> int:
-        """Delete everything under `prefix`; returns how many objects. Running it again finishes a broken run."""
+        """Delete everything under `prefix`; returns how many objects. Running it again finishes a broken run.
+
+        What is only begun goes first, so that none of it can become an object behind our back.
+        """
+        self.multipart.abort(prefix)
         deleted = 0
         with translated():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):

@@ -163,8 +163,8 @@ def test_a_deleted_upload_is_gone_while_its_job_still_runs(
     assert api.get(job["links"]["self"]).json()["state"] == JobState.SUCCEEDED
 
 
-def test_an_upload_larger_than_one_put_may_be_is_refused(settings: Settings, storage: Storage, api_key: str) -> None:
-    limits = Api(direct_upload_bytes=1000)
+def test_an_upload_larger_than_a_file_may_be_is_refused(settings: Settings, storage: Storage, api_key: str) -> None:
+    limits = Api(source_bytes=1000)
     with serve(settings.model_copy(update={"api": limits}), key=api_key) as api:
         assert announce(api, size=1000)
         wanted = {"filename": "a.png", "size": 1001}
