@@ -21,7 +21,7 @@ from shared.inference.labels import LABEL_SPACES, LabelSpace
 
 SCHEMA_VERSION = 1
 GROUP_ROWS = 2**16
-"""A group of rows ends with the frame that fills it: about 3 MB in memory, which is all that is held."""
+"""A group of rows ends with the frame that fills it: some 20 MB in memory, which is all that is held."""
 _KEY = "maskline."
 
 _AREAS = pa.schema(

@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
@@ -151,6 +152,16 @@ def test_a_player_can_jump_every_two_seconds(tmp_path: Path) -> None:
     with av.open(path) as container:
         keyframes = [packet.pts for packet in container.demux() if packet.size and packet.is_keyframe]
     assert keyframes == [0, 180_000, 360_000]
+
+
+def test_opencv_shows_every_picture_in_order(tmp_path: Path) -> None:
+    join_overlays(cut([3003 * number for number in range(12)], 5, tmp_path), tmp_path / "joined.mp4")
+    capture = cv2.VideoCapture(str(tmp_path / "joined.mp4"), cv2.CAP_FFMPEG)
+    for number in range(12):
+        found, picture = capture.read()
+        assert found
+        assert read_number(picture.astype(np.uint8)) == number
+    assert not capture.read()[0]
 
 
 @pytest.mark.parametrize("colour", [(230, 30, 30), (30, 200, 60), (40, 60, 220), (255, 255, 255), (0, 0, 0)])
