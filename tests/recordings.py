@@ -33,7 +33,7 @@ def draw(number: int, size: tuple[int, int] = (96, 64)) -> Image:
     width, height = size
     image = np.full((height, width, 3), 110, np.uint8)
     for bit, (left, right) in enumerate(_columns(width)):
-        image[height // 3 :, left:right] = 235 if number >> bit & 1 else 16
+        image[height // 3 :, left:right] = 195 if number >> bit & 1 else 16
     image[: height // 3, : width // 2] = RED
     image[: height // 3, width // 2 :] = BLUE
     return image
@@ -58,12 +58,14 @@ def encode(
     times: Sequence[int] | None = None,
     size: tuple[int, int] = (96, 64),
     pixel_format: str = "yuv420p",
+    grain: int = 0,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     prepare: Callable[[VideoStream], None] | None = None,
     tag: Callable[[av.VideoFrame], None] | None = None,
 ) -> None:
-    """Write frames 0, 1, … at `times`, in 1/RATE s, with a keyframe every GOP."""
+    """Write frames 0, 1, … at `times`, in 1/RATE s, with a keyframe every GOP; `grain` makes them large."""
+    random = np.random.default_rng(1)
     with av.open(target, "w", format=container, container_options=container_options or {}) as output:
         stream = output.add_stream(
             codec, rate=RATE, options=options or {}, width=size[0], height=size[1], pix_fmt=pixel_format
@@ -72,7 +74,8 @@ def encode(
         if prepare is not None:
             prepare(stream)
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(draw(number, size), format="rgb24").reformat(format=pixel_format)
+            image = draw(number, size) + random.integers(0, grain + 1, (size[1], size[0], 1), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pixel_format)
             frame.pts, frame.time_base = times[number] if times else number, Fraction(1, RATE)
             if tag is not None:
                 tag(frame)

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "5c1f0e7a9b36"
-down_revision = "d34857ebdd24"
+down_revision = "5b1f0c9e7a34"
 
 
 def upgrade() -> None:

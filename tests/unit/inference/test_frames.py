@@ -1,22 +1,33 @@
 """Frames of recordings: each the right one, once, at its time, with the same bytes wherever reading began."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
+from av.video.stream import VideoStream
 
 from shared.inference.chunks import plan_chunks
+from shared.inference.errors import InvalidMedia
 from shared.inference.frames import read_frames
+from shared.inference.orientation import Orientation
 from shared.inference.recording import Index
 from tests.recordings import (
+    BLUE,
     FRAMES,
     GOP,
+    RATE,
+    RED,
+    draw,
     encode,
     numbers,
+    packet_places,
     probe_all,
     read_all,
+    read_number,
 )
 
 QUIET = "log-level=none"
@@ -159,31 +170,191 @@ def test_a_stored_index_reads_the_same(recordings: Path) -> None:
     assert numbers(read_all(path, stored, frames=7)) == list(range(FRAMES))
 
 
-def test_a_chunk_in_the_middle_reads_little_of_a_file_with_an_index(tmp_path: Path) -> None:
-    path = tmp_path / "long.mp4"
-    encode(path, "mjpeg", container="mp4", frames=60, size=(320, 240), pixel_format="yuvj420p")
-    index = probe_all(path)
+@pytest.fixture(scope="session")
+def grainy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 frames of some 30 kB each, so that reading less of the file can be seen."""
+    path = tmp_path_factory.mktemp("grainy") / "grainy.mov"
+    encode(path, "mjpeg", container="mov", frames=50, size=(320, 240), pixel_format="yuvj420p", grain=60)
+    return path
+
+
+def test_a_chunk_in_the_middle_reads_little_of_a_file_with_an_index(grainy: Path) -> None:
+    index = probe_all(grainy)
     chunk = plan_chunks(index, frames=2, exact=True)[20]
-    with _CountingFile(path) as file:
+    with _CountingFile(grainy) as file:
         assert numbers(read_frames(file, index, chunk)) == [40, 41]
-        assert file.bytes_read < path.stat().st_size / 2
+        assert file.bytes_read < grainy.stat().st_size / 3
 
 
-class _CountingFile:
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self.bytes_read = 0
+class _CountingFile(io.FileIO):
+    bytes_read = 0
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size) or b""
         self.bytes_read += len(data)
         return data
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._file, name)
 
-    def __enter__(self) -> "_CountingFile":
-        return self
+# --- pictures ------------------------------------------------------------------------------------------------------
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+
+@pytest.mark.parametrize("size", [(97, 65), (95, 63), (33, 17)])
+def test_odd_sizes_are_kept(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "odd.mkv"
+    encode(path, "mjpeg", frames=4, size=size, pixel_format="yuvj444p", options={"strict": "-1"})
+    index = probe_all(path)
+    assert index.header.size == size
+    for frame in read_all(path, index):
+        assert frame.image is not None
+        assert frame.image.shape == (size[1], size[0], 3)
+        assert read_number(frame.image) == frame.number
+
+
+@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_frames_are_upright(tmp_path: Path, clockwise: int, mirrored: bool) -> None:
+    path = tmp_path / "turned.mp4"
+
+    def turn(stream: VideoStream) -> None:
+        # The writer's angle counts the other way.
+        stream.set_display_rotation(-clockwise, hflip=mirrored)
+
+    encode(path, "mpeg4", frames=3, size=(96, 64), options={"qscale": "2"}, prepare=turn)
+    index = probe_all(path)
+    [frame, *_] = read_all(path, index)
+    expected = np.rot90(draw(0), -clockwise // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    assert index.header.orientation.rotation == clockwise
+    assert index.header.orientation.mirrored == mirrored
+    assert frame.image is not None
+    assert index.header.upright_size == (frame.image.shape[1], frame.image.shape[0])
+    assert frame.image.flags.c_contiguous
+    assert np.abs(frame.image.astype(int) - expected).mean() < 8
+
+
+def test_a_telephone_held_upright_stores_its_top_at_the_left() -> None:
+    # As such files are: the matrix (0, 1, -1, 0) of "rotate 90", which players turn clockwise.
+    assert Orientation(90, mirrored=False).turn(np.array([[[1], [2]]], np.uint8)).tolist() == [[[1]], [[2]]]
+
+
+@pytest.mark.parametrize(("matrix", "name"), [(1, "bt709"), (5, "bt601"), (6, "bt601"), (9, "bt2020")])
+@pytest.mark.parametrize("full", [False, True])
+def test_colours_come_back_by_the_matrix_and_range_they_were_stored_with(
+    tmp_path: Path, matrix: int, name: str, full: bool
+) -> None:
+    path = tmp_path / "colours.mkv"
+    encode_colours(path, matrix, full)
+    index = probe_all(path)
+    assert (index.header.colors.matrix, index.header.colors.full_range) == (name, full)
+    [frame] = read_all(path, index)
+    assert frame.image is not None
+    for place, color in (((10, 24), RED), ((10, 72), BLUE)):
+        assert np.abs(frame.image[place].astype(int) - color).max() <= 3
+
+
+def encode_colours(path: Path, matrix: int, full: bool) -> None:
+    """One frame whose planes are computed here, by the definition of the matrix, and only stored by FFmpeg."""
+    red, blue = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}[matrix]
+    r, g, b = np.moveaxis(draw(0).astype(float), 2, 0) / 255
+    luma = red * r + (1 - red - blue) * g + blue * b
+    planes = [luma, (b - luma) / (2 - 2 * blue), (r - luma) / (2 - 2 * red)]
+    scale, offset = ((255, 255), (0, 128)) if full else ((219, 224), (16, 128))
+    stored = [np.clip(np.round(p * scale[k > 0] + offset[k > 0]), 0, 255) for k, p in enumerate(planes)]
+    with av.open(path, "w") as output:
+        stream = output.add_stream("libx264", rate=RATE, width=96, height=64, pix_fmt="yuv444p", options={"qp": "0"})
+        stream.codec_context.colorspace = matrix
+        stream.codec_context.color_range = ColorRange.JPEG if full else ColorRange.MPEG
+        frame = av.VideoFrame.from_ndarray(np.stack(stored).astype(np.uint8), format="yuv444p")
+        frame.colorspace, frame.color_range = matrix, ColorRange.JPEG if full else ColorRange.MPEG
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+
+def test_ten_bits_give_the_colours_of_eight(recordings: Path) -> None:
+    path = recordings / "h264-10bit.mkv"
+    for frame in read_all(path, probe_all(path)):
+        assert frame.image is not None
+        assert np.abs(frame.image.astype(int) - draw(frame.number)).mean() < 8
+
+
+def test_a_recording_that_changes_its_size_keeps_the_first(tmp_path: Path) -> None:
+    paths = [tmp_path / "small.ts", tmp_path / "large.ts"]
+    for path, size in zip(paths, [(96, 64), (192, 128)], strict=True):
+        encode(path, "libx264", container="mpegts", frames=10, size=size, options=CLOSED_GOP)
+    joined = b"".join(path.read_bytes() for path in paths)
+    index = probe_all(joined)
+    frames = read_all(joined, index)
+    assert {frame.image.shape for frame in frames if frame.image is not None} == {(64, 96, 3)}
+    assert numbers(frames) == [*range(10), *range(10)]
+
+
+# --- damage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["h264-closed.mov", "h264-closed.avi", "mpeg4.avi", "hevc-open.mp4", "vp9.webm", "av1.mp4", "mjpeg.avi"]
+)
+@pytest.mark.parametrize("number", [6, 14, 25])
+def test_a_destroyed_frame_has_no_image_and_all_that_have_one_are_right(
+    recordings: Path, name: str, number: int
+) -> None:
+    path = recordings / name
+    index = probe_all(path)
+    whole = read_all(path, index)
+    damaged = destroy_packet(path, int(index.packets[number]))
+    for length in (1, 7, 10**6):
+        frames = read_all(damaged, index, frames=length)
+        assert frames[number].image is None
+        assert frames[number].problem
+        for frame in frames:
+            assert frame.image is None or np.array_equal(frame.image, whole[frame.number].image)  # type: ignore[arg-type]
+        # Nothing before the keyframe and after the next one rests on it.
+        assert all(frame.image is not None for frame in frames if abs(frame.number - number) > 2 * GOP)
+
+
+def destroy_packet(path: Path, packet: int) -> bytes:
+    place, size = packet_places(path)[packet]
+    data = bytearray(path.read_bytes())
+    head = 8 if path.suffix == ".webm" else 0
+    data[place + head : place + size] = b"\xff" * (size - head)
+    return bytes(data)
+
+
+def test_trouble_with_the_source_is_the_sources_and_no_end_of_the_recording(grainy: Path) -> None:
+    index = probe_all(grainy)
+    [chunk] = plan_chunks(index, frames=10**6)
+    with _FailingFile(grainy) as file:
+        frames = read_frames(file, index, chunk)
+        next(frames)
+        file.failing = True
+        with pytest.raises(ConnectionError):
+            list(frames)
+
+
+class _FailingFile(io.FileIO):
+    failing = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.failing:
+            raise ConnectionError("storage has gone away")
+        return super().read(size) or b""
+
+
+def test_another_file_is_not_read_as_if_it_were_the_indexed_one(recordings: Path) -> None:
+    index = probe_all(recordings / "h264-open.mp4")
+    [chunk] = plan_chunks(index, frames=10**6)
+    for other in ("h264-open.mkv", "mpeg4.mp4"):
+        with pytest.raises(InvalidMedia, match="not the one"):
+            list(read_frames(recordings / other, index, chunk))
+
+
+def test_chunks_and_times_that_are_not_the_indexs_are_refused(recordings: Path) -> None:
+    path = recordings / "mjpeg.avi"
+    index = probe_all(path)
+    chunk = plan_chunks(index, frames=10)[1]
+    with pytest.raises(ValueError, match="chunk"):
+        list(read_frames(path, index, replace(chunk, start=chunk.start + 1)))
+    for wanted in ([0], [12, 11], [11, 11], [40], [chunk.end]):
+        with pytest.raises(ValueError, match="times"):
+            list(read_frames(path, index, chunk, wanted=wanted))  # type: ignore[arg-type]
+    assert list(read_frames(path, index, chunk, wanted=[])) == []
