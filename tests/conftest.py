@@ -26,6 +26,10 @@ from shared.storage import Storage
 TEMPLATE = "maskline_template"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often the kill test kills a worker")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_from_outside() -> None:
     """A developer's own variables must not reach the tests."""

@@ -108,6 +108,7 @@ def service() -> Iterator[Service]:
     chosen = {
         "MASKLINE_WORKER__LEASE_SECONDS": str(LEASE_SECONDS),
         "MASKLINE_WORKER__HEARTBEAT_SECONDS": "1",
+        "MASKLINE_RECORDINGS__CHUNK_SECONDS": "0.001",  # as many chunks as there are keyframes
         "MASKLINE_WORKER__BATCH_IMAGES": "2",  # for rounds, which a CPU would not begin by itself
     }
     try:
