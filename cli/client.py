@@ -6,7 +6,6 @@ taken up where it ended, and a file lies in its place only once its digest is ri
 
 import contextlib
 import json
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +15,15 @@ from typing import Any, Self, TypeAlias
 
 import httpx2
 
-from cli import downloads
-from cli.failures import REFUSED, UNREACHABLE, Failure, Misuse
+from cli import downloads, uploads
+from cli.exchange import ATTEMPTS, BUSY, PAUSE_SECONDS, ApiError, ServiceUnreachable, refusal, repeat
+from cli.failures import Failure, Misuse
+
+__all__ = ["ApiError", "Client", "Json", "OnEvent", "ServiceUnreachable", "WaitedLongEnough"]
 
 Json: TypeAlias = dict[str, Any]
 OnEvent: TypeAlias = Callable[[str, Json], None]
 
-ATTEMPTS = 4
-PAUSE_SECONDS = 0.25  # doubled after every attempt
-LONGEST_PAUSE_SECONDS = 10.0  # however long a server asks to wait
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 SILENCE_SECONDS = 10.0
@@ -33,26 +32,9 @@ OUTAGE_SECONDS = 60.0
 """How long a service may be away while a job is waited for."""
 FORM_BYTES = 32 * 2**20
 """Larger files go straight to the storage, by a signed link."""
-BUSY = frozenset({429, 502, 503, 504})
 LOOK_SECONDS = 1.0
 """Between two looks at a job whose event stream says nothing or breaks."""
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
-
-
-class ApiError(Failure):
-    """The service answered, and refused. `code` is stable and for programs."""
-
-    exit_status = REFUSED
-
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(f"{detail} ({code}, HTTP {status})")
-        self.status = status
-        self.code = code
-        self.detail = detail
-
-
-class ServiceUnreachable(Failure):
-    exit_status = UNREACHABLE
 
 
 class WaitedLongEnough(Failure):
@@ -109,7 +91,7 @@ class Client:
         wanted = {name: value for name, value in wanted.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         if path.stat().st_size > FORM_BYTES:
-            wanted["source"] = {"upload_id": self._upload(path)}
+            wanted["source"] = {"upload_id": uploads.send(path, ask=self._ask, storage=self._storage)}
             return self._read(self._send("POST", "/v1/jobs", json=wanted, headers=headers))
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in wanted.items()}
         return self._read(self._send("POST", "/v1/jobs", data=form, file=path, headers=headers))
@@ -228,19 +210,8 @@ class Client:
                 raise
             return self.get(job_id)  # the first try did it, and its answer was lost
 
-    def _upload(self, path: Path) -> str:
-        announced = {"filename": path.name, "size": path.stat().st_size}
-        upload = self._read(self._send("POST", "/v1/uploads", json=announced))
-
-        def put() -> httpx2.Response:
-            with path.open("rb") as body:
-                headers = {**upload["headers"], "Content-Length": str(announced["size"])}
-                return self._storage.put(upload["url"], content=body, headers=headers)
-
-        answer = _repeat(put, whom="the storage of the service")
-        if not answer.is_success:
-            raise ApiError(answer.status_code, "upload_refused", f"the storage did not take {path.name}")
-        return str(upload["id"])
+    def _ask(self, method: str, path: str, body: Json | None) -> Json:
+        return self._read(self._send(method, path, json=body))
 
     def _look(self, job_id: str, *, reached_at: float) -> Json | None:
         """The job; None while the service is away, which may last OUTAGE_SECONDS from when it was last reached."""
@@ -279,10 +250,10 @@ class Client:
             with file.open("rb") as body:  # opened anew, since a try may have read half of it
                 return self._http.request(method, path, files={"file": (file.name, body)}, **request)
 
-        answer = _repeat(send, whom=self.url, accepted=accepted, resent=resent)
+        answer = repeat(send, whom=self.url, accepted=accepted, resent=resent)
         if answer.is_success or answer.status_code in accepted:
             return answer
-        raise _refusal(answer)
+        raise refusal(answer)
 
     def _read(self, answer: httpx2.Response) -> Json:
         body = self._parse(answer)
@@ -311,50 +282,3 @@ def _parse_address(url: str) -> httpx2.URL:
     if parts.scheme not in ("http", "https") or not parts.host:
         raise Misuse(f"{url} is not the address of a service; one looks like http://127.0.0.1:8000")
     return parts
-
-
-def _repeat(
-    send: Callable[[], httpx2.Response],
-    *,
-    whom: str,
-    accepted: frozenset[int] = frozenset(),
-    resent: list[str] | None = None,
-) -> httpx2.Response:
-    """Send until there is an answer that is not "later", at most ATTEMPTS times; the last answer counts anyway."""
-    pause = PAUSE_SECONDS
-    for attempts_left in reversed(range(ATTEMPTS)):
-        asked_seconds: float | None = None
-        try:
-            answer = send()
-        except httpx2.TransportError as error:
-            if not attempts_left:
-                raise ServiceUnreachable(f"{whom} cannot be reached: {_describe(error)}") from error
-            if resent is not None and not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-                resent.append(_describe(error))
-        else:
-            if not attempts_left or answer.status_code in accepted or not _is_for_later(answer):
-                return answer
-            with contextlib.suppress(ValueError):  # it may also be a date; our own pause does then
-                asked_seconds = float(answer.headers.get("Retry-After", ""))
-        time.sleep(min(pause if asked_seconds is None else max(asked_seconds, 0.0), LONGEST_PAUSE_SECONDS))
-        pause *= 2
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _is_for_later(answer: httpx2.Response) -> bool:
-    """Busy, or still at work on the same request that an earlier try sent."""
-    return answer.status_code in BUSY or (
-        answer.status_code == 409 and _refusal(answer).code == "idempotency_in_flight"
-    )
-
-
-def _refusal(answer: httpx2.Response) -> ApiError:
-    try:
-        problem = answer.json()
-        return ApiError(answer.status_code, str(problem["code"]), str(problem["detail"]))
-    except (ValueError, KeyError, TypeError):  # not ours: a proxy's page, or another program's
-        return ApiError(answer.status_code, f"http_{answer.status_code}", answer.reason_phrase or "refused")
-
-
-def _describe(error: httpx2.TransportError) -> str:
-    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cli import client as client_module
+from cli import exchange, uploads
 from cli.client import ApiError, Client, ServiceUnreachable, WaitedLongEnough
 from cli.failures import Failure, Misuse
 from tests.integration.scripted import ScriptedService, event, hang_up, problem, run_scripted, say, stream
@@ -19,7 +20,8 @@ MASK = b"a mask, for all that the client knows"
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PAUSE_SECONDS", 0.01)
+    for module in (client_module, exchange, uploads):
+        monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "LOOK_SECONDS", 0.05)
 
 
@@ -102,7 +104,7 @@ def test_a_service_that_stays_busy_is_given_up(service: ScriptedService, client:
     with pytest.raises(ApiError) as caught:
         client.get(JOB)
     assert (caught.value.status, caught.value.code) == (503, "database_unavailable")
-    assert len(service.asked) == client_module.ATTEMPTS
+    assert len(service.asked) == exchange.ATTEMPTS
 
 
 def test_a_refusal_is_final_and_keeps_its_code(service: ScriptedService, client: Client, photo: Path) -> None:
@@ -186,7 +188,10 @@ def test_a_large_file_goes_straight_to_the_storage(
     service: ScriptedService, client: Client, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "FORM_BYTES", 100)
-    upload = {"id": "u1", "url": f"{service.url}/bucket/u1?signature=abc", "headers": {"Content-Type": "image/x"}}
+    upload = {
+        "id": "u1", "url": f"{service.url}/bucket/u1?signature=abc", "headers": {"Content-Type": "image/x"},
+        "part_size": None,
+    }  # fmt: skip
     service.script(say(201, upload), hang_up, say(200, b""), say(202, describe()))
 
     client.submit_file(photo, mode="demo")
@@ -233,7 +238,7 @@ def test_without_a_stream_the_job_is_looked_at_until_it_ends(service: ScriptedSe
 
 def test_a_service_that_restarts_does_not_end_the_wait(service: ScriptedService, client: Client) -> None:
     service.always[f"/v1/jobs/{JOB}/events"] = hang_up
-    away = [hang_up, say(503, problem("database_unavailable"), retry_after="0")] * client_module.ATTEMPTS
+    away = [hang_up, say(503, problem("database_unavailable"), retry_after="0")] * exchange.ATTEMPTS
     service.script(*away, say(200, describe("succeeded")))
     assert client.wait(JOB)["state"] == "succeeded"
 
