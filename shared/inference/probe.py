@@ -179,13 +179,16 @@ def _order_by_decoding(source: Source, probed: OpenRecording, dts: Times, limits
     """Times of H.264 and HEVC in a container that has only the decoder's: all is decoded, to see the order."""
     shown: dict[int, None] = {}
     with open_recording(source, max_pixels=limits.max_pixels, number=probed.stream.index) as recording:
-        for number, packet in enumerate(recording.container.demux(recording.stream)):
-            packet.pts = packet.dts = number if packet.size else None
+        number = 0
+        for packet in recording.container.demux(recording.stream):
+            if packet.size:
+                packet.pts = packet.dts = number
+                number += 1
             try:
                 shown.update({frame.pts: None for frame in packet.decode() if frame.pts is not None})
             except FFmpegError:
                 recording.file.raise_own_error()
-    order = np.fromiter(shown, np.int64, len(shown))
+    order = np.array([number for number in shown if number < len(dts)], np.int64)
     # What cannot be decoded has about the place that it has in the order of decoding.
     lost = np.setdiff1d(np.arange(len(dts)), order)
     order = np.insert(order, np.searchsorted(np.maximum.accumulate(order), lost), lost)
