@@ -212,11 +212,8 @@ class _Decoding:
 
     def _judge(self, position: int, picture: VideoFrame | None) -> VideoFrame | str:
         number = int(self._index.packets[position])
-        # Frames come in the order of showing: what should have come before is lost, though the decoder did not say so.
-        for lost in [other for other in self._unanswered if self._index.positions[other] < position]:
-            self._unanswered.discard(lost)
-            if not self._is_recovering(lost):
-                self._fail(lost)
+        if picture is not None:
+            self._find_lost(position)
         if number in self._failed:
             return _DAMAGED
         if self._row(number) < 0:
@@ -224,6 +221,13 @@ class _Decoding:
         if self._is_dependent(number):
             return _DEPENDENT
         return _MISSING if picture is None else picture
+
+    def _find_lost(self, position: int) -> None:
+        """Frames come in the order of showing: what is not there before `position` is lost, though nothing failed."""
+        for number in [number for number in self._unanswered if self._index.positions[number] < position]:
+            self._unanswered.discard(number)
+            if not self._is_recovering(number):
+                self._fail(number)
 
     def _is_dependent(self, number: int) -> bool:
         """Whether what a packet holds may be made from a damaged one before it."""
