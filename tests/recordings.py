@@ -70,6 +70,7 @@ def encode(
         stream = output.add_stream(
             codec, rate=RATE, options=options or {}, width=size[0], height=size[1], pix_fmt=pixel_format
         )
+        assert isinstance(stream, VideoStream)
         stream.codec_context.gop_size = GOP
         if prepare is not None:
             prepare(stream)

@@ -120,7 +120,7 @@ def open_recording(
         stream.codec_context.thread_type = ThreadType.SLICE
         stream.codec_context.thread_count = threads
         strictness = {"err_detect": "explode"} if stream.codec_context.name in _PATCHING else {}
-        stream.codec_context.options = {"max_pixels": str(max_pixels), **strictness}
+        stream.codec_context.options = _bound_memory(max_pixels) | strictness
         yield OpenRecording(container, stream, name, file)
 
 
@@ -129,7 +129,7 @@ def _open(file: WatchedFile, name: str, max_pixels: int) -> InputContainer:
         file,
         "r",
         format=name,
-        options={"max_pixels": str(max_pixels)},
+        options=_bound_memory(max_pixels),
         container_options={
             "format_whitelist": ",".join(["mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv"]),
             "codec_whitelist": ",".join(CODECS),
@@ -141,6 +141,11 @@ def _open(file: WatchedFile, name: str, max_pixels: int) -> InputContainer:
         buffer_size=_BUFFER_BYTES,
         io_open=_refuse_to_open,
     )
+
+
+def _bound_memory(max_pixels: int) -> dict[str, str]:
+    # A decoder counts the padding of its buffers too. This stops what grows in the middle of a recording.
+    return {"max_pixels": str(2 * max_pixels + (1 << 20))}
 
 
 def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:  # noqa: ARG001
@@ -180,10 +185,15 @@ def _best_stream(container: InputContainer) -> VideoStream:
     known = [stream for stream in moving if codec_of(stream) is not None]
     if not known:
         raise InvalidMedia(f"The recording's codec is none of those that are read ({', '.join(CODECS.values())})")
-    best = container.streams.best("video")
-    if isinstance(best, VideoStream) and best in known:
-        return best
-    return max(known, key=lambda stream: (stream.width * stream.height, -stream.index))
+    # Not FFmpeg's choice, which is the first that the container calls its default, be it a preview.
+    return max(
+        known,
+        key=lambda stream: (
+            stream.width * stream.height,
+            bool(stream.disposition & Disposition.default),
+            -stream.index,
+        ),
+    )
 
 
 def codec_of(stream: VideoStream) -> str | None:

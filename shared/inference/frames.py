@@ -4,7 +4,8 @@ A frame is known by its packet: every packet is handed to the decoder with its n
 gives back with the picture. So times that are missing, doubled or differ after a seek do not matter here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +25,9 @@ _REORDERED_PACKETS = 32
 """Twice the most frames that a decoder of H.264 or HEVC holds back."""
 _DELAYED_BY_ONE = ("mpeg1video", "mpeg2video", "mpeg4")
 """Codecs whose decoders give a frame for every packet after the first; none is how they tell that one is rubbish."""
+_REORDERING = ("h264", "hevc", *_DELAYED_BY_ONE)
+_MOST_FAILURES = 3
+"""After so many between two keyframes, what follows is given up, so that a decoder does not begin again for each."""
 _EMPTY_BYTES = 16
 """A packet of MPEG-4 that says only "as before" is shorter, and gives no frame."""
 _DAMAGED = "The frame is damaged"
@@ -106,6 +110,7 @@ class _Decoding:
         self._sent = -1
         self._unanswered: set[int] = set()
         self._failed: set[int] = set()
+        self._failures: Counter[int] = Counter()
         self._damaged: dict[tuple[int, bool], int] = {}
         """By keyframe, and apart for the frames shown before it, the first packet that is damaged and may be needed.
 
@@ -131,7 +136,8 @@ class _Decoding:
             while following < len(numbers):
                 number = numbers[following]
                 late = done or self._sent >= number + _REORDERED_PACKETS
-                if number not in waiting and number not in self._failed and not late:
+                lost = number in self._failed or self._is_dependent(number)
+                if number not in waiting and not lost and not late:
                     break
                 position = int(positions[following])
                 yield position, self._judge(position, waiting.pop(number, None))
@@ -142,12 +148,26 @@ class _Decoding:
 
     def _decode(self) -> Iterator[tuple[list[VideoFrame], bool]]:
         """What the decoder gives after each packet, and at last all that it held back."""
+        keyframe = self._keyframe
+        while (failed := (yield from self._decode_from(keyframe))) is not None:
+            # For frames shown before its keyframe the one before that, and one more for the decoder to come to rest.
+            keyframe = max(self._keyframe, self._row(failed) - 2)
+
+    def _decode_from(self, keyframe: int) -> Generator[tuple[list[VideoFrame], bool], None, int | None]:
+        """Decode up to the end, or to a packet that has failed and with which a sound frame may have been lost.
+
+        A decoder that reorders gives an earlier frame with each packet, and none where the packet is damaged. So it
+        begins again then, without that packet and what rests on it: once for a damaged stretch between keyframes.
+        """
         context = self._packets.recording.stream.codec_context
         context.flush_buffers()
-        codec, begun = context.name, False
-        for number, packet in self._packets.read(self._keyframe, self._last):
+        self._unanswered.clear()
+        begun = False
+        for number, packet in self._packets.read(keyframe, self._last):
             # The recording may have been opened anew to get here.
             context = self._packets.recording.stream.codec_context
+            if number in self._failed or self._is_dependent(number):
+                continue
             packet.pts = packet.dts = number
             self._sent = number
             if packet.size > _EMPTY_BYTES and self._index.positions[number] >= 0:
@@ -160,8 +180,10 @@ class _Decoding:
             except FFmpegError:
                 if not self._is_recovering(number):
                     self._fail(number, needed=not packet.is_disposable)
+                    if context.name in _REORDERING:
+                        return number
             else:
-                if not pictures and begun and packet.size > _EMPTY_BYTES and codec in _DELAYED_BY_ONE:
+                if begun and not pictures and packet.size > _EMPTY_BYTES and context.name in _DELAYED_BY_ONE:
                     self._fail(number)
             begun = True
             yield pictures, False
@@ -171,44 +193,54 @@ class _Decoding:
             # What was held back is lost; each of these frames is then given as missing.
             pictures = []
         yield pictures, True
+        return None
 
     def _is_recovering(self, number: int) -> bool:
         """Whether a decoder that began at a recovery point of H.264 may still miss what was before it."""
         row = self._row(number)
-        return row <= max(self._keyframe, 0) and (row < 0 or not self._index.keyframes.clean[row])
+        begins = row <= max(self._keyframe, 0) or (row - 1, False) in self._damaged
+        return begins and (row < 0 or not self._index.keyframes.clean[row])
 
     def _fail(self, number: int, *, needed: bool = True) -> None:
         self._failed.add(number)
         self._unanswered.discard(number)
-        if needed:
-            row = self._row(number)
-            part = row, self._is_leading(int(self._index.positions[number]), row)
+        row = self._row(number)
+        self._failures[row] += 1
+        if needed or self._failures[row] > _MOST_FAILURES:
+            part = row, self._is_leading(number, row)
             self._damaged[part] = min(number, self._damaged.get(part, number))
 
     def _judge(self, position: int, picture: VideoFrame | None) -> VideoFrame | str:
         number = int(self._index.packets[position])
-        row = self._row(number)
-        # Frames come in the order of showing: what should have come before is lost, though the decoder did not say so.
-        for lost in [other for other in self._unanswered if self._index.positions[other] < position]:
-            self._unanswered.discard(lost)
-            if not self._is_recovering(lost):
-                self._fail(lost)
+        if picture is not None:
+            self._find_lost(position)
         if number in self._failed:
             return _DAMAGED
-        if picture is None:
-            return _MISSING
-        if row < 0:
+        if self._row(number) < 0:
             return _WITHOUT_START
-        if number > self._damaged.get((row, False), number):
+        if self._is_dependent(number):
             return _DEPENDENT
-        if self._is_leading(position, row) and (
-            number > self._damaged.get((row, True), number) or (row - 1, False) in self._damaged
-        ):
-            return _DEPENDENT
-        return picture
+        return _MISSING if picture is None else picture
 
-    def _is_leading(self, position: int, row: int) -> bool:
+    def _find_lost(self, position: int) -> None:
+        """Frames come in the order of showing: what is not there before `position` is lost, though nothing failed."""
+        for number in [number for number in self._unanswered if self._index.positions[number] < position]:
+            self._unanswered.discard(number)
+            if not self._is_recovering(number):
+                self._fail(number)
+
+    def _is_dependent(self, number: int) -> bool:
+        """Whether what a packet holds may be made from a damaged one before it."""
+        row = self._row(number)
+        if number > self._damaged.get((row, False), number):
+            return True
+        return self._is_leading(number, row) and (
+            number > self._damaged.get((row, True), number) or (row - 1, False) in self._damaged
+        )
+
+    def _is_leading(self, number: int, row: int) -> bool:
         """Whether a frame is shown before the keyframe that it is decoded after."""
+        position = self._index.positions[number]
         return position >= 0 <= row and bool(self._index.times[position] < self._index.keyframes.pts[row])
 
     def _row(self, number: int) -> int:

@@ -99,10 +99,12 @@ class PacketReader:
             return
         placed = np.flatnonzero(self._index.keyframes.position[: keyframe + 1] >= 0)
         row = int(placed[-1]) if len(placed) else -1
-        if row >= 0 and self._next <= self._index.keyframes.number[row] and self._seek(row):
+        number = int(self._index.keyframes.number[row]) if row >= 0 else 0
+        # Nothing that can be sought is nearer.
+        if number <= self._next <= first:
             return
         # Without an index in the file, or with one that is wrong, all that comes before is read.
-        if row >= 0 or self._next > first:
+        if row < 0 or not self._seek(row):
             self._open()
 
     def _seek(self, row: int) -> bool:

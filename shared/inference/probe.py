@@ -3,6 +3,7 @@
 Headers lie and recordings are cut short, so every packet is counted, while hardly a frame is decoded.
 """
 
+import itertools
 import re
 from array import array
 from dataclasses import dataclass, field, replace
@@ -179,12 +180,13 @@ def _order_by_decoding(source: Source, probed: OpenRecording, dts: Times, limits
     """Times of H.264 and HEVC in a container that has only the decoder's: all is decoded, to see the order."""
     shown: dict[int, None] = {}
     with open_recording(source, max_pixels=limits.max_pixels, number=probed.stream.index) as recording:
-        for number, packet in enumerate(recording.container.demux(recording.stream)):
-            packet.pts = packet.dts = number if packet.size else None
-            try:
-                shown.update({frame.pts: None for frame in packet.decode() if frame.pts is not None})
-            except FFmpegError:
-                recording.file.raise_own_error()
+        # Damaged frames are welcome here: they have their place too.
+        recording.stream.codec_context.options.pop("err_detect", None)
+        packets = (packet for packet in recording.container.demux(recording.stream) if packet.size)
+        for number, packet in enumerate(itertools.islice(packets, len(dts))):
+            packet.pts = packet.dts = number
+            shown.update(_decode_numbers(recording, packet))
+        shown.update(_decode_numbers(recording, None))
     order = np.fromiter(shown, np.int64, len(shown))
     # What cannot be decoded has about the place that it has in the order of decoding.
     lost = np.setdiff1d(np.arange(len(dts)), order)
@@ -192,6 +194,15 @@ def _order_by_decoding(source: Source, probed: OpenRecording, dts: Times, limits
     pts = np.empty(len(dts), np.int64)
     pts[order] = np.sort(dts)
     return pts
+
+
+def _decode_numbers(recording: OpenRecording, packet: "Packet[VideoStream] | None") -> dict[int, None]:
+    try:
+        frames = recording.stream.codec_context.decode(packet)
+    except FFmpegError:
+        recording.file.raise_own_error()
+        return {}
+    return {frame.pts: None for frame in frames if frame.pts is not None}
 
 
 def _describe(recording: OpenRecording, first: VideoFrame, times: Times, limits: Limits, warnings: list[str]) -> Header:
