@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
+SHOWN_ERRORS = 50  # a body of ten thousand items can be wrong as often
 
 
 class Unauthorized(MasklineError):
@@ -110,9 +111,11 @@ def _answer_validation(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
     found = [
         {"field": ".".join(str(part) for part in each["loc"]), "detail": each["msg"], "rule": each["type"]}
-        for each in error.errors()
+        for each in error.errors()[:SHOWN_ERRORS]
     ]
     detail = "; ".join(f"{each['field']}: {each['detail']}" for each in found)
+    if len(error.errors()) > SHOWN_ERRORS:
+        detail += f"; and {len(error.errors()) - SHOWN_ERRORS} more"
     return _problem(422, InvalidRequest.code, detail, found=found)
 
 

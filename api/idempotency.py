@@ -1,23 +1,28 @@
-"""Idempotency-Key: the same key and body give the same job, however often and however broken the line.
+"""Idempotency-Key: the same key and body give the same job or batch, however often and however broken the line.
 
-A request takes its key before it does anything and settles it in the transaction that accepts the job. One that
-died in between holds the key no longer than `locked_until`; one that was only slow accepts nothing once another has
-taken its key over.
+A request takes its key before it does anything and settles it in the transaction that accepts what it asks for. One
+that died in between holds the key no longer than `locked_until`; one that was only slow accepts nothing once another
+has taken its key over.
 """
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from api.deps import Resources
 from api.errors import InvalidRequest
 from shared.errors import IdempotencyConflict, IdempotencyMismatch
-from shared.models import IdempotencyKey
+from shared.models import IdempotencyKey, Tenant
 
 KEY_LENGTH = 255
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,37 @@ def parse_key(header: str) -> str:
     return key
 
 
+def answer_once(
+    resources: Resources,
+    tenant: Tenant,
+    key: str | None,
+    *,
+    request_sha256: bytes,
+    accept: Callable[[Hold | None], Answer],
+    recall: Callable[[Session, uuid.UUID], Answer],
+) -> Answer:
+    """What `accept` makes, settling the hold it is given; or what an earlier request with the key made, by `recall`.
+
+    Raises what they raise, and as `take` does.
+    """
+    if key is None:
+        return accept(None)
+    limits = resources.settings.api
+    with resources.sessions.begin() as session:
+        taken = take(
+            session, tenant.id, key, request_sha256=request_sha256,
+            lock_seconds=limits.idempotency_lock_seconds, keep_seconds=limits.idempotency_keep_seconds,
+        )  # fmt: skip
+        if not isinstance(taken, Hold):
+            return recall(session, taken)
+    try:
+        return accept(taken)
+    except Exception:
+        with resources.sessions.begin() as session:
+            release(session, taken)
+        raise
+
+
 def take(
     session: Session,
     tenant_id: uuid.UUID,
@@ -48,7 +84,7 @@ def take(
     lock_seconds: float,
     keep_seconds: float,
 ) -> Hold | uuid.UUID:
-    """The key, ours to use now, or the job it already stands for.
+    """The key, ours to use now, or the job or batch it already stands for.
 
     Raises IdempotencyMismatch for another body, IdempotencyConflict while a first request is in flight.
     """
@@ -57,13 +93,13 @@ def take(
         "locked_until": func.now() + timedelta(seconds=lock_seconds),
         "expires_at": func.now() + timedelta(seconds=keep_seconds),
     }
-    abandoned = IdempotencyKey.job_id.is_(None) & (IdempotencyKey.locked_until < func.now())
+    abandoned = _stands_for().is_(None) & (IdempotencyKey.locked_until < func.now())
     taken = session.scalar(
         insert(IdempotencyKey)
         .values(tenant_id=tenant_id, key=key, **values)
         .on_conflict_do_update(
             index_elements=["tenant_id", "key"],
-            set_={**values, "job_id": None},
+            set_={**values, "job_id": None, "batch_id": None},
             where=or_(abandoned, IdempotencyKey.expires_at < func.now()),
         )
         .returning(IdempotencyKey.locked_until)
@@ -73,14 +109,16 @@ def take(
     row = session.scalars(select(IdempotencyKey).filter_by(tenant_id=tenant_id, key=key)).one()
     if row.request_sha256 != request_sha256:
         raise IdempotencyMismatch("this Idempotency-Key was used with another request")
-    if row.job_id is None:
+    made = row.job_id or row.batch_id
+    if made is None:
         raise IdempotencyConflict("a request with this Idempotency-Key is still in flight")
-    return row.job_id
+    return made
 
 
-def settle(session: Session, hold: Hold, *, job_id: uuid.UUID) -> None:
-    """Raises IdempotencyConflict when another request took the key over, whose job it shall be."""
-    settled = update(IdempotencyKey).where(*_is_held(hold)).values(job_id=job_id).returning(IdempotencyKey.key)
+def settle(session: Session, hold: Hold, *, job_id: uuid.UUID | None = None, batch_id: uuid.UUID | None = None) -> None:
+    """Raises IdempotencyConflict when another request took the key over, whose job or batch it shall be."""
+    made = {"job_id": job_id, "batch_id": batch_id}
+    settled = update(IdempotencyKey).where(*_is_held(hold)).values(made).returning(IdempotencyKey.key)
     if session.scalar(settled) is None:
         raise IdempotencyConflict("this request took so long that another one with its Idempotency-Key began")
 
@@ -95,5 +133,9 @@ def _is_held(hold: Hold) -> tuple[ColumnElement[bool], ...]:
         IdempotencyKey.tenant_id == hold.tenant_id,
         IdempotencyKey.key == hold.key,
         IdempotencyKey.locked_until == hold.locked_until,
-        IdempotencyKey.job_id.is_(None),
+        _stands_for().is_(None),
     )
+
+
+def _stands_for() -> ColumnElement[uuid.UUID | None]:
+    return func.coalesce(IdempotencyKey.job_id, IdempotencyKey.batch_id)

@@ -9,13 +9,17 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from shared.contract import Job, ModeName, Options
+from shared.contract import Batch, Job, ModeName, Options
 from shared.multipart import MOST_PARTS
 
 METADATA_BYTES = 16_000
 METADATA_DEPTH = 16
 URL_LENGTH = 2048
 PARTS_AT_ONCE = 100
+NAME_LENGTH = 200
+BATCH_ITEMS = 10_000
+BATCH_PRIORITY = -10
+"""Of a batch that does not say its own: whoever waits for a single job does not wait for ten thousand others first."""
 
 
 class Request(BaseModel):
@@ -86,6 +90,26 @@ class NewJob(JobSettings):
 
 class JobPage(BaseModel):
     items: list[Job]
+    next_cursor: str | None
+
+
+class NewBatchItem(Request):
+    """What becomes one job; its metadata is the job's."""
+
+    source: UploadSource
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class NewBatch(JobSettings):
+    """Everything but the items' own is said once, for all jobs; `webhook_url` is told of the batch's end alone."""
+
+    name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterValidator(_check_storable)]
+    priority: Priority = BATCH_PRIORITY
+    items: Annotated[tuple[NewBatchItem, ...], Field(min_length=1, max_length=BATCH_ITEMS)]
+
+
+class BatchPage(BaseModel):
+    items: list[Batch]
     next_cursor: str | None
 
 

@@ -67,7 +67,7 @@ def _read_json(body: bytes, limits: Api) -> Submission:
         raise TooLarge(f"a JSON body may have at most {limits.json_body_bytes} bytes")
     wanted = _validate(NewJob, body)
     return Submission(
-        wanted=wanted, source=wanted.source.upload_id, sha256=_digest(wanted, str(wanted.source.upload_id).encode())
+        wanted=wanted, source=wanted.source.upload_id, sha256=digest(wanted, str(wanted.source.upload_id).encode())
     )
 
 
@@ -96,7 +96,7 @@ def _read_form(form: FormData, limits: Api) -> Submission:
         raise InvalidRequest("the file is empty")
     if source.size_bytes > limits.upload_body_bytes:
         raise TooLarge(f"a file in a form may have at most {limits.upload_body_bytes} bytes; announce an upload for it")
-    return Submission(wanted=wanted, source=source, sha256=_digest(wanted, source.name.encode(), _hash_file(file.file)))
+    return Submission(wanted=wanted, source=source, sha256=digest(wanted, source.name.encode(), _hash_file(file.file)))
 
 
 def _validate(model: type[Wanted], document: bytes) -> Wanted:
@@ -132,8 +132,9 @@ def _hash_file(body: BinaryIO) -> bytes:
     return digest.digest()
 
 
-def _digest(wanted: JobSettings, *rest: bytes) -> bytes:
-    digest = hashlib.sha256(json.dumps(wanted.model_dump(mode="json"), sort_keys=True).encode())
+def digest(wanted: JobSettings, *rest: bytes) -> bytes:
+    """What an Idempotency-Key stands for: all that was asked, in whatever order."""
+    asked = hashlib.sha256(json.dumps(wanted.model_dump(mode="json"), sort_keys=True).encode())
     for each in rest:
-        digest.update(hashlib.sha256(each).digest())
-    return digest.digest()
+        asked.update(hashlib.sha256(each).digest())
+    return asked.digest()

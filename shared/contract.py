@@ -154,6 +154,83 @@ class Job(Wire):
     links: Links
 
 
+class BatchJobs(Wire):
+    """How many jobs of the batch there are, and how many in each state."""
+
+    total: int = 0
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    canceled: int = 0
+    expired: int = 0
+
+
+class BatchProgress(Wire):
+    done: int = 0
+    total: int | None = Field(
+        default=0, description="Of all jobs; null while the length of a recording among those that go on is not known."
+    )
+    unit: Literal["frames"] = "frames"
+    frames_per_second: float | None = Field(
+        default=None,
+        description="Frames done by the jobs that started since the batch was created or last reopened, divided by the "
+        "seconds from the first of these starts until now, or until the batch was completed.",
+    )
+    eta_seconds: float | None = Field(
+        default=None, description="The frames that jobs which have not ended still have to do, by frames_per_second."
+    )
+
+
+class BatchLinks(Wire):
+    self: str
+    jobs: str
+    cancel: str
+    retry_failed: str
+
+
+class Batch(Wire):
+    """`jobs` and `progress` are of this moment while the batch runs, and of its end once it is completed."""
+
+    id: uuid.UUID
+    name: str
+    state: Literal["running", "completed"]
+    mode: str
+    options: Options
+    metadata: dict[str, Any]
+    priority: int
+    jobs: BatchJobs
+    progress: BatchProgress
+    created_at: datetime
+    finished_at: datetime | None
+    links: BatchLinks
+
+
+def describe_batch(row: models.Batch, totals: dict[str, Any]) -> Batch:
+    """The batch as every client sees it; `totals` are the ones of `shared/tally.py`."""
+    path = f"/v1/batches/{row.id}"
+    return Batch.model_validate(
+        {
+            "id": row.id,
+            "name": row.name,
+            "state": "running" if row.finished_at is None else "completed",
+            "mode": row.mode,
+            "options": row.options,
+            "metadata": row.details,
+            "priority": row.priority,
+            **totals,
+            "created_at": row.created_at,
+            "finished_at": row.finished_at,
+            "links": BatchLinks(
+                self=path,
+                jobs=f"/v1/jobs?batch_id={row.id}",
+                cancel=f"{path}/cancel",
+                retry_failed=f"{path}/retry-failed",
+            ),
+        }
+    )
+
+
 def describe_job(row: models.Job, *, queue_position: int | None = None) -> Job:
     """The job as every client sees it, whichever way it is told."""
     path = f"/v1/jobs/{row.id}"

@@ -2,11 +2,12 @@
 
 Every move is a guarded UPDATE from the states the tables below allow, and records an event in the same
 transaction; a move to a terminal state also queues the webhook. Writes of a running step are fenced by its attempt.
-Rows are locked in one order, steps before their job, so that no two moves wait for each other. Callers commit.
+Rows are locked in one order, steps, job, batch, so that no two moves wait for each other (`shared/locks.py`). A job's
+end is also counted for its batch (`shared/tally.py`). Callers commit.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from shared import locks, queue, webhooks
+from shared import locks, queue, tally, webhooks
 from shared.broker import GPU, IO
 from shared.contract import Failure
 from shared.errors import InvalidTransition, JobActive, LeaseLost, ModelChanged
@@ -50,45 +51,65 @@ class ClaimedStep:
     plan: dict[str, Any] | None
 
 
-# --- the two guarded moves that everything below is made of ------------------------------------------------------
+# --- the guarded moves that everything below is made of ----------------------------------------------------------
 
 
 def move_job(session: Session, job_id: uuid.UUID, to: JobState, **values: Any) -> Job:
     """Raises InvalidTransition, with nothing written, when the job is not in a state that may become `to`."""
+    moved = move_jobs(session, [job_id], to, **values)
+    if not moved:
+        raise InvalidTransition(f"the job is not in a state that can become {to}")
+    return moved[0]
+
+
+def move_jobs(session: Session, job_ids: Collection[uuid.UUID], to: JobState, **values: Any) -> list[Job]:
+    """Those of the jobs that were in a state that may become `to`, moved. Of several, all are locked before."""
+    if not job_ids:
+        return []
     sources = [state for state, targets in JOB_MOVES.items() if to in targets]
     if to.is_terminal:
         values |= {"finished_at": func.now(), "expires_at": func.now() + _interval(Job.keep_seconds)}
-    job = session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.state.in_(sources), Job.deleted_at.is_(None))
-        .values(state=to, **values)
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-    if job is None:
-        raise InvalidTransition(f"the job is not in a state that can become {to}")
-    _record(session, job_id, "state", {"state": to, **({"error": job.error} if job.error else {})})
-    if to.is_terminal:
-        webhooks.enqueue(session, job)
-    return job
+    moved = list(
+        session.scalars(
+            update(Job)
+            .where(Job.id.in_(job_ids), Job.state.in_(sources), Job.deleted_at.is_(None))
+            .values(state=to, **values)
+            .returning(Job)
+            .execution_options(populate_existing=True)
+        )
+    )
+    for job in moved:
+        _record(session, job.id, "state", {"state": to, **({"error": job.error} if job.error else {})})
+        if to.is_terminal:
+            webhooks.enqueue(session, job)
+    tally.count(session, moved, to)
+    return moved
 
 
 def move_step(session: Session, step_id: uuid.UUID, to: StepState, *, fence: int | None = None, **values: Any) -> Step:
     """Raises LeaseLost when the attempt `fence` no longer runs, without one InvalidTransition; then writes nothing."""
+    moved = _move_steps(session, [step_id], to, fence=fence, **values)
+    if not moved and fence is not None:
+        raise LeaseLost("the step belongs to another attempt")
+    if not moved:
+        raise InvalidTransition(f"the step is not in a state that can become {to}")
+    return moved[0]
+
+
+def _move_steps(
+    session: Session, step_ids: Collection[uuid.UUID], to: StepState, *, fence: int | None = None, **values: Any
+) -> list[Step]:
+    if not step_ids:
+        return []
     sources = [state for state, targets in STEP_MOVES.items() if to in targets]
-    statement = update(Step).where(Step.id == step_id, Step.state.in_(sources))
+    statement = update(Step).where(Step.id.in_(step_ids), Step.state.in_(sources))
     if fence is not None:
         statement = statement.where(Step.state == StepState.RUNNING, Step.attempt == fence)
     if to != StepState.RUNNING:
         values["lease_expires_at"] = None
-    step = session.execute(
-        statement.values(state=to, **values).returning(Step).execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-    if step is None and fence is not None:
-        raise LeaseLost("the step belongs to another attempt")
-    if step is None:
-        raise InvalidTransition(f"the step is not in a state that can become {to}")
-    return step
+    return list(
+        session.scalars(statement.values(state=to, **values).returning(Step).execution_options(populate_existing=True))
+    )
 
 
 # --- what a client may ask for -----------------------------------------------------------------------------------
@@ -96,15 +117,29 @@ def move_step(session: Session, step_id: uuid.UUID, to: StepState, *, fence: int
 
 def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]]) -> list[Step]:
     """Accept a job with its first steps, given as (kind, queue). It is queued from the commit on."""
-    job.state = JobState.QUEUED
-    job.start_by = _in(job.start_deadline_seconds)
-    session.add(job)
-    rows = [_new_step(job, ordinal, kind, queue_name) for ordinal, (kind, queue_name) in enumerate(steps)]
-    session.flush()
-    session.add_all(rows)
-    _record(session, job.id, "state", {"state": JobState.QUEUED})
-    session.flush()
+    rows = submit_all(session, [(job, steps)])
     session.refresh(job)
+    return rows
+
+
+def submit_all(session: Session, jobs: Sequence[tuple[Job, Sequence[tuple[StepKind, str]]]]) -> list[Step]:
+    """As `submit`, of many; what the database fills in is not read back."""
+    now = session.scalars(select(func.now())).one()  # rows that hold an expression would be inserted one by one
+    for job, _ in jobs:
+        job.state = JobState.QUEUED
+        job.start_by = now + timedelta(seconds=job.start_deadline_seconds)
+        session.add(job)
+    session.flush()
+    hint_at = now + timedelta(seconds=queue.HINT_SECONDS)
+    rows = [
+        _new_step(job, ordinal, kind, queue_name, hint_at=hint_at)
+        for job, steps in jobs
+        for ordinal, (kind, queue_name) in enumerate(steps)
+    ]
+    session.add_all(rows)
+    for job, _ in jobs:
+        _record(session, job.id, "state", {"state": JobState.QUEUED})
+    session.flush()
     return rows
 
 
@@ -114,14 +149,15 @@ def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
     job = locks.lock_shown_job(session, job_id)
     if job.state.is_terminal:
         raise InvalidTransition(f"the job is already {job.state}")
-    if job.cancel_requested_at is None:
-        job.cancel_requested_at = func.now()
-    session.flush()
-    _cancel_queued(session, steps)
-    if any(step.state == StepState.RUNNING for step in steps):
-        session.refresh(job)
-        return job
-    return move_job(session, job_id, JobState.CANCELED)
+    _cancel(session, [job], steps)
+    return job
+
+
+def request_cancels(session: Session, job_ids: Collection[uuid.UUID]) -> None:
+    """As `request_cancel`, of many; those that have ended stay as they are."""
+    steps = locks.lock_steps(session, *job_ids)
+    jobs = locks.lock_jobs(session, job_ids)
+    _cancel(session, [job for job in jobs if not job.state.is_terminal], steps)
 
 
 def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
@@ -129,21 +165,30 @@ def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
 
     Raises InvalidTransition unless the job ended without a result.
     """
-    steps = locks.lock_steps(session, job_id)
-    job = move_job(
-        session, job_id, JobState.QUEUED,
+    jobs, woken = retry_all(session, [job_id])
+    if not jobs:
+        raise InvalidTransition("the job has not ended, or has a result")
+    return jobs[0], woken
+
+
+def retry_all(session: Session, job_ids: Collection[uuid.UUID]) -> tuple[list[Job], list[Step]]:
+    """As `retry`, of many; those that have not ended, or have a result, stay as they are."""
+    steps = locks.lock_steps(session, *job_ids)
+    locks.lock_jobs(session, job_ids)
+    jobs = move_jobs(
+        session, job_ids, JobState.QUEUED,
         queued_at=func.now(), start_by=func.now() + _interval(Job.start_deadline_seconds), started_at=None,
         stop_by=None, finished_at=None, expires_at=None, cancel_requested_at=None, error=None, stage=None,
     )  # fmt: skip
-    again: dict[str, Any] = {"lost": 0, "failures": 0, "error": None, "finished_at": None, "run_after": func.now()}
-    woken = [
-        move_step(session, step.id, StepState.QUEUED, hint_at=_in(queue.HINT_SECONDS), **again)
-        for step in steps
-        if step.state in (StepState.FAILED, StepState.CANCELED)
+    moved = {job.id for job in jobs}
+    stopped = [
+        step.id for step in steps if step.job_id in moved and step.state in (StepState.FAILED, StepState.CANCELED)
     ]
-    if any(step.state == StepState.RUNNING for step in steps):  # one that had not yet heard of the job's end goes on
-        job = _start_job(session, job_id)
-    return job, woken
+    again: dict[str, Any] = {"lost": 0, "failures": 0, "error": None, "finished_at": None, "run_after": func.now()}
+    woken = _move_steps(session, stopped, StepState.QUEUED, hint_at=_in(queue.HINT_SECONDS), **again)
+    for job_id in {step.job_id for step in steps if step.job_id in moved and step.state == StepState.RUNNING}:
+        _start_job(session, job_id)  # one that had not yet heard of the job's end goes on
+    return jobs, woken
 
 
 def delete_job(session: Session, job_id: uuid.UUID) -> None:
@@ -384,10 +429,14 @@ def _check_model(job: Job, model: dict[str, Any] | None) -> None:
         raise ModelChanged(f"the model is {model['revision']} by now, and was {job.model['revision']}; submit it anew")
 
 
-def _new_step(job: Job, ordinal: int, kind: StepKind, queue_name: str, *, plan: dict[str, Any] | None = None) -> Step:
+def _new_step(
+    job: Job, ordinal: int, kind: StepKind, queue_name: str, *,
+    plan: dict[str, Any] | None = None, hint_at: datetime | None = None,
+) -> Step:  # fmt: skip
     return Step(
         id=create_id(), job_id=job.id, tenant_id=job.tenant_id, ordinal=ordinal, kind=kind, queue=queue_name,
-        mode=job.mode, priority=job.priority, state=StepState.QUEUED, plan=plan, hint_at=_in(queue.HINT_SECONDS),
+        mode=job.mode, priority=job.priority, state=StepState.QUEUED, plan=plan,
+        hint_at=hint_at or _in(queue.HINT_SECONDS),
     )  # fmt: skip
 
 
@@ -438,10 +487,20 @@ def _fail(session: Session, step: Step, steps: Sequence[Step], error: dict[str, 
     return step
 
 
+def _cancel(session: Session, jobs: Sequence[Job], steps: Sequence[Step]) -> None:
+    wanted = update(Job).where(Job.id.in_([job.id for job in jobs]), Job.cancel_requested_at.is_(None))
+    session.scalars(
+        wanted.values(cancel_requested_at=func.now()).returning(Job).execution_options(populate_existing=True)
+    ).all()
+    going_on = {job.id for job in jobs}
+    _cancel_queued(session, [step for step in steps if step.job_id in going_on])
+    going_on -= {step.job_id for step in steps if step.state == StepState.RUNNING}
+    move_jobs(session, going_on, JobState.CANCELED)
+
+
 def _cancel_queued(session: Session, steps: Sequence[Step]) -> None:
-    for step in steps:
-        if step.state == StepState.QUEUED:
-            move_step(session, step.id, StepState.CANCELED, finished_at=func.now())
+    queued = [step.id for step in steps if step.state == StepState.QUEUED]
+    _move_steps(session, queued, StepState.CANCELED, finished_at=func.now())
 
 
 def _must_stop(session: Session, step: Step) -> bool:

@@ -1,6 +1,11 @@
-"""Rows locked for a move: always the steps before their job, so that no two moves wait for each other."""
+"""Rows locked for a move: always the steps, then their jobs, then a batch, so that no two moves wait for each other.
+
+Whoever moves several jobs locks the steps of all, then all the jobs, and only then moves the first of them: the end of
+a job writes to its batch.
+"""
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -34,18 +39,23 @@ def lock_running_step(session: Session, lease: Lease) -> Step:
     return step
 
 
-def lock_steps(session: Session, job_id: uuid.UUID) -> list[Step]:
-    locked = select(Step).where(Step.job_id == job_id).order_by(Step.ordinal).with_for_update()
+def lock_steps(session: Session, *job_ids: uuid.UUID) -> list[Step]:
+    locked = select(Step).where(Step.job_id.in_(job_ids)).order_by(Step.job_id, Step.ordinal).with_for_update()
+    return list(session.scalars(locked.execution_options(populate_existing=True)))
+
+
+def lock_jobs(session: Session, job_ids: Collection[uuid.UUID]) -> list[Job]:
+    """Those of them that are there."""
+    # Not the stronger lock: it would wait for whoever merely refers to the job, and two such could wait for each other.
+    locked = select(Job).where(Job.id.in_(job_ids)).order_by(Job.id).with_for_update(key_share=True)
     return list(session.scalars(locked.execution_options(populate_existing=True)))
 
 
 def lock_job(session: Session, job_id: uuid.UUID) -> Job:
-    # Not the stronger lock: it would wait for whoever merely refers to the job, and two such could wait for each other.
-    locked = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
-    job = session.scalar(locked.execution_options(populate_existing=True))
-    if job is None:
+    jobs = lock_jobs(session, [job_id])
+    if not jobs:
         raise NotFound("there is no such job")
-    return job
+    return jobs[0]
 
 
 def lock_shown_job(session: Session, job_id: uuid.UUID) -> Job:

@@ -144,9 +144,19 @@ class Batch(Base):
     name: Mapped[str]
     mode: Mapped[str]
     options: Mapped[dict[str, Any]]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    priority: Mapped[int] = mapped_column(server_default="0")
     webhook_url: Mapped[str | None]
+    jobs_left: Mapped[int] = mapped_column(server_default="0")
+    """How many of its jobs have not ended; the one that ends the last of them finishes the batch."""
+    totals: Mapped[dict[str, Any] | None]
+    """What its jobs came to when it was finished, which outlives them."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Its creation, or when a retry reopened it last; speed is measured from then on."""
     finished_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_batches_newest", "tenant_id", text("created_at DESC"), text("id DESC")),)
 
 
 class Job(Base):
@@ -332,4 +342,6 @@ class IdempotencyKey(Base):
     locked_until: Mapped[datetime]
     """A request that died between taking the key and its answer gives it up at this time."""
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
+    """It stands for a job or for a batch; for neither while its first request is in flight."""
     expires_at: Mapped[datetime] = mapped_column(index=True)

@@ -16,8 +16,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 
-from shared.contract import describe_job
-from shared.models import DeliveryState, Job, Tenant, WebhookDelivery
+from shared.contract import describe_batch, describe_job
+from shared.models import Batch, DeliveryState, Job, Tenant, WebhookDelivery
 
 RETRY_SECONDS = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 JITTER = 0.2
@@ -60,16 +60,17 @@ def enqueue(session: Session, job: Job) -> None:
     if job.webhook_url is None:
         return
     name = f"job.{job.state}"
-    session.add(
-        WebhookDelivery(
-            tenant_id=job.tenant_id,
-            job_id=job.id,
-            url=job.webhook_url,
-            type=name,
-            body=_write_body(name, job),
-            state=DeliveryState.PENDING,
-        )
-    )
+    body = _write_body(name, describe_job(job).model_dump(mode="json"))
+    session.add(_new_delivery(job.tenant_id, job.webhook_url, name, body, job_id=job.id))
+
+
+def enqueue_batch(session: Session, batch: Batch, totals: dict[str, Any]) -> None:
+    """Queue the news of a batch's end, in the transaction that ends its last job."""
+    if batch.webhook_url is None:
+        return
+    name = "batch.completed"
+    body = _write_body(name, describe_batch(batch, totals).model_dump(mode="json"))
+    session.add(_new_delivery(batch.tenant_id, batch.webhook_url, name, body))
 
 
 def claim_due(session: Session) -> DueDelivery | None:
@@ -119,8 +120,15 @@ def record_outcome(
     )
 
 
-def _write_body(name: str, job: Job) -> str:
-    data = describe_job(job).model_dump(mode="json")
+def _new_delivery(
+    tenant_id: uuid.UUID, url: str, name: str, body: str, *, job_id: uuid.UUID | None = None
+) -> WebhookDelivery:
+    return WebhookDelivery(
+        tenant_id=tenant_id, job_id=job_id, url=url, type=name, body=body, state=DeliveryState.PENDING
+    )
+
+
+def _write_body(name: str, data: dict[str, Any]) -> str:
     event = {"type": name, "timestamp": datetime.now(UTC).isoformat(), "data": data}
     body = json.dumps(event, separators=(",", ":"))
     if len(body.encode()) > BODY_BYTES:  # only the customer's own metadata is unbounded

@@ -4,40 +4,30 @@ import asyncio
 import re
 import time
 import uuid
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from api import idempotency
+from api import acceptance, idempotency, pages
 from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, describe_problems
-from api.idempotency import Hold
-from api.kinds import HEAD_BYTES, tell_kind
-from api.routes.uploads import find_complete_upload
 from api.schemas import JobPage
-from api.submissions import SentFile, Submission, read_submission
+from api.submissions import Submission, read_submission
 from shared import lifecycle, queue
-from shared.broker import GPU, IO
-from shared.contract import Frames, Job, JobKind, ModeName, describe_job
+from shared.contract import Job, JobKind, ModeName, describe_job
 from shared.errors import NotFound
 from shared.models import Job as JobRow
-from shared.models import JobState, StepKind, Tenant, create_id
-from shared.storage import source_key
+from shared.models import JobState, Tenant
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 POLL_AFTER_SECONDS = 1
 LONGEST_WAIT_SECONDS = 60
 WATCH_SECONDS = 0.1
-FIRST_STEPS: dict[JobKind, tuple[StepKind, str]] = {
-    "image": (StepKind.INFER, GPU),
-    "recording": (StepKind.PROBE, IO),
-}
 
 _SUBMIT_BODY = {
     "requestBody": {
@@ -119,14 +109,10 @@ def list_jobs(
             raise InvalidRequest("created_after needs a time zone, as in 2026-01-31T12:00:00Z")
         wanted = wanted.where(JobRow.created_at > created_after)
     if cursor is not None:
-        created_at, last_id = _read_cursor(cursor)
-        wanted = wanted.where(tuple_(JobRow.created_at, JobRow.id) < (created_at, last_id))
+        wanted = wanted.where(tuple_(JobRow.created_at, JobRow.id) < pages.read_cursor(cursor))
     with resources.sessions() as session:
         rows = list(session.scalars(wanted.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
-    more = len(rows) > limit
-    return JobPage(
-        items=[describe_job(row) for row in rows[:limit]], next_cursor=_write_cursor(rows[limit - 1]) if more else None
-    )
+    return JobPage(items=[describe_job(row) for row in rows[:limit]], next_cursor=pages.next_cursor(rows, limit=limit))
 
 
 @router.get("/{job_id}", responses=describe_problems(401, 404, 422, 503))
@@ -176,68 +162,11 @@ def find_job(session: Session, tenant: Tenant, job_id: uuid.UUID) -> JobRow:
 
 
 def _accept_once(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
-    if key is None:
-        return _accept(resources, tenant, submission, None)
-    limits = resources.settings.api
-    with resources.sessions.begin() as session:
-        taken = idempotency.take(
-            session, tenant.id, key, request_sha256=submission.sha256,
-            lock_seconds=limits.idempotency_lock_seconds, keep_seconds=limits.idempotency_keep_seconds,
-        )  # fmt: skip
-        if not isinstance(taken, Hold):
-            return describe_job(find_job(session, tenant, taken))
-    try:
-        return _accept(resources, tenant, submission, taken)
-    except Exception:
-        with resources.sessions.begin() as session:
-            idempotency.release(session, taken)
-        raise
-
-
-def _accept(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
-    """The file first, then one transaction for the job, its step and its key; only then a hint."""
-    job_id = create_id()
-    kind, upload_id, source = _place_source(resources, tenant, job_id, submission)
-    wanted, limits = submission.wanted, resources.settings.jobs
-    with resources.sessions.begin() as session:
-        row = JobRow(
-            id=job_id, tenant_id=tenant.id, upload_id=upload_id, kind=kind, mode=wanted.mode,
-            options=wanted.options.model_dump(mode="json"), details=wanted.metadata, priority=wanted.priority,
-            source=source, webhook_url=wanted.webhook_url, start_deadline_seconds=limits.start_deadline_seconds,
-            run_timeout_seconds=limits.run_timeout_seconds, keep_seconds=limits.keep_seconds,
-        )  # fmt: skip
-        [step] = lifecycle.submit(session, row, steps=[FIRST_STEPS[kind]])
-        if hold is not None:
-            idempotency.settle(session, hold, job_id=job_id)
-        job = describe_job(row)
-    resources.hints.wake(step.queue, step.id)
-    return job
-
-
-def _place_source(
-    resources: Resources, tenant: Tenant, job_id: uuid.UUID, submission: Submission
-) -> tuple[JobKind, uuid.UUID | None, dict[str, Any]]:
-    """What the file is, the upload it came by, and where it lies. Nothing is stored if the options do not suit it."""
-    if isinstance(submission.source, SentFile):
-        file = submission.source
-        head = file.body.read(HEAD_BYTES)
-        file.body.seek(0)
-        kind = _tell_kind(submission, head, filename=file.name, content_type=file.content_type)
-        key = source_key(tenant.id, job_id)
-        stored = resources.storage.put(key, file.body, content_type=file.content_type)
-        return kind, None, {"key": key, "etag": stored.etag, "size_bytes": stored.size_bytes, "filename": file.name}
-    upload = find_complete_upload(resources, tenant, submission.source)
-    head = resources.storage.read(upload.storage_key, etag=upload.etag, limit_bytes=HEAD_BYTES)
-    kind = _tell_kind(submission, head, filename=upload.filename, content_type=upload.content_type)
-    source = {"key": upload.storage_key, "etag": upload.etag, "size_bytes": upload.size_bytes}
-    return kind, upload.id, {**source, "filename": upload.filename}
-
-
-def _tell_kind(submission: Submission, head: bytes, *, filename: str, content_type: str) -> JobKind:
-    kind = tell_kind(head, filename=filename, content_type=content_type)
-    if kind == "image" and submission.wanted.options.frames != Frames():
-        raise InvalidRequest("an image has no frames to choose from: leave options.frames out")
-    return kind
+    return idempotency.answer_once(
+        resources, tenant, key, request_sha256=submission.sha256,
+        accept=lambda hold: acceptance.accept_job(resources, tenant, submission, hold),
+        recall=lambda session, job_id: describe_job(find_job(session, tenant, job_id)),
+    )  # fmt: skip
 
 
 def _parse_wait(prefer: str | None) -> float:
@@ -260,18 +189,3 @@ def _look_again(resources: Resources, job_id: uuid.UUID) -> Job:
         if row is None:
             raise NotFound("the job was deleted")
         return describe_job(row)
-
-
-def _write_cursor(row: JobRow) -> str:
-    return urlsafe_b64encode(f"{row.created_at.isoformat()} {row.id}".encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, uuid.UUID]:
-    try:
-        moment, job_id = urlsafe_b64decode(cursor.encode()).decode().split(" ")
-        created_at = datetime.fromisoformat(moment)
-        if created_at.tzinfo is None:
-            raise ValueError("no time zone")
-        return created_at, uuid.UUID(job_id)
-    except ValueError as error:
-        raise InvalidRequest("the cursor is not one that this service gave out") from error

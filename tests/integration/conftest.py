@@ -6,7 +6,7 @@ import socket
 import time
 import uuid
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -176,6 +176,33 @@ def foreign(sessions: SessionFactory) -> dict[str, str]:
     with sessions.begin() as session:
         stranger = tenants.create_tenant(session, "a stranger")
         return authorize(tenants.create_key(session, stranger.id, name="a stranger's"))
+
+
+@pytest.fixture
+def put_upload(api: TestClient) -> Callable[..., str]:
+    """Announce an upload and send its bytes, by the signed link; gives its id."""
+
+    def put(body: bytes | None = None) -> str:
+        body = small_image() if body is None else body
+        upload = api.post("/v1/uploads", json={"filename": "a.png", "size": len(body)}).json()
+        assert httpx2.put(upload["url"], content=body, headers=upload["headers"]).status_code == 200
+        return str(upload["id"])
+
+    return put
+
+
+@pytest.fixture
+def submit_batch(api: TestClient, put_upload: Callable[..., str]) -> Submit:
+    """Submit a batch of so many small images, or of the items given."""
+
+    def send(
+        count: int = 3, *, headers: Mapping[str, str] | None = None, items: Sequence[Any] | None = None, **fields: Any
+    ) -> httpx2.Response:
+        chosen = [{"source": {"upload_id": put_upload()}} for _ in range(count)] if items is None else items
+        wanted = {"name": "a batch", "mode": "demo", "items": chosen, **fields}
+        return api.post("/v1/batches", json=wanted, headers=dict(headers or {}))
+
+    return send
 
 
 @pytest.fixture
