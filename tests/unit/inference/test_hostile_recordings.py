@@ -120,6 +120,14 @@ def test_a_mov_whose_frames_lie_in_another_file_opens_nothing(
     with watching_files(beside) as seen, pytest.raises(InvalidMedia):
         probe(path, limits=LIMITS)
     assert not seen
+    # The trap is a real one: where FFmpeg is allowed to follow such a reference, it does.
+    if kind == b"alis":
+        with (
+            watching_files(beside) as seen,
+            av.open(path, options={"enable_drefs": "1", "use_absolute_path": "1"}) as open_,
+        ):
+            assert len(list(open_.decode(video=0))) == FRAMES
+        assert seen == ["read"]
 
 
 def reference(kind: bytes, target: str) -> bytes:
@@ -130,10 +138,10 @@ def reference(kind: bytes, target: str) -> bytes:
     record = bytearray(150)
     record[4:8] = struct.pack(">HH", 150, 2)
     record[50 : 51 + len(name)] = bytes([len(name)]) + name
-    # Levels from and to, then tagged strings: 18 is the path.
-    record[128:132] = struct.pack(">hh", 1, 1)
+    # How many folders up and down; none where only the whole path, tag 2, leads there.
+    record[130:134] = struct.pack(">hh", -1, -1) if target.startswith("/") else struct.pack(">hh", 1, 1)
     text = target.encode()
-    tagged = struct.pack(">HH", 18, len(text)) + text + bytes(len(text) % 2) + struct.pack(">hH", -1, 0)
+    tagged = struct.pack(">HH", 2, len(text)) + text + bytes(len(text) % 2) + struct.pack(">hH", -1, 0)
     return box(kind, bytes(4), bytes(record), tagged)
 
 
