@@ -98,12 +98,18 @@ class MultipartUploads:
 
     def abort(self, prefix: str) -> None:
         """Give up whatever was begun under `prefix`, known to us by its id or not."""
-        with translated():
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
-            begun = [(each["Key"], each["UploadId"]) for page in pages for each in page.get("Uploads", [])]
-        for key, multipart_id in begun:
+        for key, multipart_id in self._list_begun(prefix):
             try:
                 with translated():
                     self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=multipart_id)
             except SourceMissing:  # it ended by itself meanwhile
                 continue
+
+    def _list_begun(self, prefix: str) -> Sequence[tuple[str, str]]:
+        try:
+            with translated():
+                paginator = self._client.get_paginator("list_multipart_uploads")
+                pages = paginator.paginate(Bucket=self._bucket, Prefix=prefix)
+                return [(each["Key"], each["UploadId"]) for page in pages for each in page.get("Uploads", [])]
+        except SourceMissing:  # how rclone says that this bucket never had any
+            return []

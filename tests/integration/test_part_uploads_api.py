@@ -349,6 +349,18 @@ def test_a_given_up_upload_leaves_nothing(
     assert httpx2.put(link["url"], content=CONTENT[2]).status_code == 404
 
 
+def test_one_given_up_upload_does_not_harm_another(
+    api: TestClient, upload: dict[str, Any], upkeep: Upkeep, sessions: SessionFactory
+) -> None:
+    other = api.post("/v1/uploads", json=WANTED).json()
+    send(api, other, 1)
+    api.delete(path(upload))
+    upkeep.purge_uploads()
+    assert str(read_only(sessions, Upload).id) == other["id"]
+    send(api, other, 2, 3)
+    assert complete(api, other).status_code == 200
+
+
 def test_what_a_death_right_after_the_storage_began_leaves_is_removed(
     api: TestClient, upload: dict[str, Any], upkeep: Upkeep, sessions: SessionFactory, storage: Storage
 ) -> None:

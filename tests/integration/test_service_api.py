@@ -23,6 +23,7 @@ ROUTES = {
     "/v1/uploads": {"post"},
     "/v1/uploads/{upload_id}": {"get", "delete"},
     "/v1/uploads/{upload_id}/complete": {"post"},
+    "/v1/uploads/{upload_id}/parts": {"post"},
     "/v1/modes": {"get"},
     "/v1/workers": {"get"},
     "/v1/webhooks/secret": {"get"},
