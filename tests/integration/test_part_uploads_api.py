@@ -304,14 +304,13 @@ def test_parts_that_cannot_be_are_refused(api: TestClient, upload: dict[str, Any
     problem(api.post(path(upload, "/parts"), json={"numbers": numbers}), 422, "invalid_request")
 
 
-def test_another_tenants_upload_is_not_there(
+def test_another_tenant_cannot_complete_what_has_arrived(
     api: TestClient, upload: dict[str, Any], foreign: dict[str, str], sessions: SessionFactory
 ) -> None:
-    send(api, upload, 1, 2, 3)
-    problem(api.get(path(upload), headers=foreign), 404, "not_found")
-    problem(api.post(path(upload, "/parts"), json={"numbers": [1]}, headers=foreign), 404, "not_found")
-    problem(api.post(path(upload, "/complete"), headers=foreign), 404, "not_found")
-    problem(api.delete(path(upload), headers=foreign), 404, "not_found")
+    parts = send(api, upload, 1, 2, 3)
+    problem(api.post(path(upload, "/complete"), json={"parts": parts}, headers=foreign), 404, "not_found")
+    wanted = {"mode": "demo", "source": {"upload_id": upload["id"]}}
+    problem(api.post("/v1/jobs", json=wanted, headers=foreign), 404, "not_found")
     assert read_only(sessions, Upload).etag is None
 
 
