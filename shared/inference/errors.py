@@ -16,14 +16,14 @@ class InferenceError(Exception):
 
 
 class InvalidMedia(InferenceError):
-    """The bytes are no image that Maskline reads, or a damaged one."""
+    """The bytes are no image or recording that Maskline reads, or a damaged one."""
 
     code = "invalid_media"
     retryable = False
 
 
 class MediaLimit(InferenceError):
-    """A sound image beyond a limit of this installation."""
+    """A sound image or recording beyond a limit of this installation."""
 
     code = "media_limit"
     retryable = False

@@ -122,12 +122,8 @@ def test_a_mov_whose_frames_lie_in_another_file_opens_nothing(
     assert not seen
     # The trap is a real one: where FFmpeg is allowed to follow such a reference, it does.
     if kind == b"alis":
-        with (
-            watching_files(beside) as seen,
-            av.open(path, options={"enable_drefs": "1", "use_absolute_path": "1"}) as open_,
-        ):
-            assert len(list(open_.decode(video=0))) == FRAMES
-        assert seen == ["read"]
+        with av.open(path, options={"enable_drefs": "1", "use_absolute_path": "1"}) as followed:
+            assert len(list(followed.decode(video=0))) == FRAMES
 
 
 def reference(kind: bytes, target: str) -> bytes:
