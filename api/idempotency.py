@@ -50,12 +50,14 @@ def answer_once(
     key: str | None,
     *,
     request_sha256: bytes,
+    extra_seconds: float = 0,
     accept: Callable[[Hold | None], Answer],
     recall: Callable[[Session, uuid.UUID], Answer],
 ) -> Answer:
     """What `accept` makes, settling the hold it is given; or what an earlier request with the key made, by `recall`.
 
-    Raises what they raise, and as `take` does.
+    `extra_seconds` is how much longer than others the request may take before it is taken for dead. Raises what they
+    raise, and as `take` does.
     """
     if key is None:
         return accept(None)
@@ -63,7 +65,8 @@ def answer_once(
     with resources.sessions.begin() as session:
         taken = take(
             session, tenant.id, key, request_sha256=request_sha256,
-            lock_seconds=limits.idempotency_lock_seconds, keep_seconds=limits.idempotency_keep_seconds,
+            lock_seconds=limits.idempotency_lock_seconds + extra_seconds,
+            keep_seconds=limits.idempotency_keep_seconds,
         )  # fmt: skip
         if not isinstance(taken, Hold):
             return recall(session, taken)

@@ -105,7 +105,7 @@ class NewBatch(JobSettings):
 
     name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterValidator(_check_storable)]
     priority: Priority = BATCH_PRIORITY
-    items: Annotated[tuple[NewBatchItem, ...], Field(min_length=1, max_length=BATCH_ITEMS)]
+    items: Annotated[list[NewBatchItem], Field(min_length=1, max_length=BATCH_ITEMS)]
 
 
 class BatchPage(BaseModel):

@@ -37,6 +37,8 @@ STEP_MOVES: dict[StepState, frozenset[StepState]] = {
     StepState.FAILED: frozenset({StepState.QUEUED}),
     StepState.CANCELED: frozenset({StepState.QUEUED}),
 }
+# Rows come back as the database has them; to find out here as well which of many matched takes time by their square.
+_READ_BACK: dict[str, Any] = {"populate_existing": True, "synchronize_session": False}
 BACKOFF_SECONDS = (1, 5, 15, 60)  # before the next attempt of a step that met trouble; the last one repeats
 
 Orders = Literal["go on", "stop"]
@@ -75,7 +77,7 @@ def move_jobs(session: Session, job_ids: Collection[uuid.UUID], to: JobState, **
             .where(Job.id.in_(job_ids), Job.state.in_(sources), Job.deleted_at.is_(None))
             .values(state=to, **values)
             .returning(Job)
-            .execution_options(populate_existing=True)
+            .execution_options(**_READ_BACK)
         )
     )
     for job in moved:
@@ -489,9 +491,7 @@ def _fail(session: Session, step: Step, steps: Sequence[Step], error: dict[str, 
 
 def _cancel(session: Session, jobs: Sequence[Job], steps: Sequence[Step]) -> None:
     wanted = update(Job).where(Job.id.in_([job.id for job in jobs]), Job.cancel_requested_at.is_(None))
-    session.scalars(
-        wanted.values(cancel_requested_at=func.now()).returning(Job).execution_options(populate_existing=True)
-    ).all()
+    session.scalars(wanted.values(cancel_requested_at=func.now()).returning(Job).execution_options(**_READ_BACK)).all()
     going_on = {job.id for job in jobs}
     _cancel_queued(session, [step for step in steps if step.job_id in going_on])
     going_on -= {step.job_id for step in steps if step.state == StepState.RUNNING}

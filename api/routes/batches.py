@@ -21,6 +21,7 @@ from shared.models import Tenant
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 POLL_AFTER_SECONDS = 5
+SECONDS_PER_ITEM = 0.05  # that looking at an upload may take when the storage is slow
 
 
 @router.post("", status_code=202, responses=describe_problems(401, 409, 413, 422, 503))
@@ -34,7 +35,7 @@ def submit_batch(
     """One job for every item, all of them or none; the refusal names the items that are wrong."""
     batch = idempotency.answer_once(
         resources, tenant, idempotency.parse_key(idempotency_key) if idempotency_key is not None else None,
-        request_sha256=digest(wanted),
+        request_sha256=digest(wanted), extra_seconds=SECONDS_PER_ITEM * len(wanted.items),
         accept=lambda hold: acceptance.accept_batch(resources, tenant, wanted, hold),
         recall=lambda session, batch_id: _read(session, tenant, batch_id),
     )  # fmt: skip

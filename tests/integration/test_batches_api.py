@@ -14,7 +14,6 @@ from starlette.testclient import TestClient
 from api import acceptance
 from api.schemas import BATCH_ITEMS, BATCH_PRIORITY
 from shared import lifecycle
-from shared.config import Settings
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import Batch, IdempotencyKey, Job, JobEvent, JobState, Step, WebhookDelivery, create_id
@@ -23,7 +22,6 @@ from tests.integration.conftest import (
     MODEL,
     TIMING,
     Broker,
-    MakeJob,
     Submit,
     commit,
     count_rows,
@@ -337,7 +335,7 @@ def test_the_time_left_is_the_frames_left_by_the_speed_so_far(
     with sessions.begin() as session:
         earlier = "SET started_at = now() - interval '10 s' WHERE state = 'succeeded'"
         session.execute(text("UPDATE batches SET opened_at = now() - interval '20 s'"))
-        session.execute(text(f"UPDATE jobs {earlier}"))  # noqa: S608
+        session.execute(text(f"UPDATE jobs {earlier}"))
     progress = look(api, batch)["progress"]
     assert progress["frames_per_second"] == pytest.approx(0.1, rel=0.2)
     assert progress["eta_seconds"] == pytest.approx(3 / progress["frames_per_second"], rel=0.01)
@@ -545,6 +543,3 @@ def test_a_deleted_job_is_not_retried(api: TestClient, submit_batch: Submit, fai
     [job] = api.get(batch["links"]["jobs"]).json()["items"]
     api.delete(job["links"]["self"])
     assert api.post(batch["links"]["retry_failed"]).json()["state"] == "completed"
-
-
-# --- at the same moment --------------------------------------------------------------------------------------------
