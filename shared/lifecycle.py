@@ -3,7 +3,8 @@
 Every move is a guarded UPDATE from the states the tables below allow, and records an event in the same
 transaction; a move to a terminal state also queues the webhook. Writes of a running step are fenced by its attempt.
 Rows are locked in one order, steps, job, batch, so that no two moves wait for each other (`shared/locks.py`). A job's
-end is also counted for its batch (`shared/tally.py`). Callers commit.
+end is also counted for its batch (`shared/tally.py`). What moves the chunks of a recording is `shared/chunks.py`, and
+what is too late, `shared/lateness.py`: both by the moves here. Callers commit.
 """
 
 import uuid
@@ -16,9 +17,8 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from shared import locks, queue, tally, webhooks
-from shared.broker import GPU, IO
 from shared.contract import Failure
-from shared.errors import InvalidTransition, JobActive, LeaseLost, ModelChanged
+from shared.errors import InvalidTransition, JobActive, LeaseLost
 from shared.locks import Lease
 from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState, create_id
 
@@ -134,7 +134,7 @@ def submit_all(session: Session, jobs: Sequence[tuple[Job, Sequence[tuple[StepKi
     session.flush()
     hint_at = now + timedelta(seconds=queue.HINT_SECONDS)
     rows = [
-        _new_step(job, ordinal, kind, queue_name, hint_at=hint_at)
+        new_step(job, ordinal, kind, queue_name, hint_at=hint_at)
         for job, steps in jobs
         for ordinal, (kind, queue_name) in enumerate(steps)
     ]
@@ -257,55 +257,15 @@ def report_progress(session: Session, lease: Lease, *, stage: str, done: int, to
     """
     step = locks.lock_running_step(session, lease)
     job = locks.lock_job(session, step.job_id)
-    _add_progress(session, step, job, stage=stage, done=done, total=total)
+    add_progress(session, step, job, stage=stage, done=done, total=total)
     session.flush()
     return _give_orders(job.cancel_requested_at, job.state)
-
-
-def plan_chunks(
-    session: Session, lease: Lease, *, recording: dict[str, Any], chunks: Sequence[dict[str, Any]], frames: int
-) -> list[Step]:
-    """End the probe: a step on the gpu queue for every chunk's plan. Raises LeaseLost; InvalidTransition when a cancel
-    came first."""
-    step, job = _finish(session, lease, result={"chunks": len(chunks)})
-    job.recording, job.chunks_left, job.frames_total = recording, len(chunks), frames
-    planned = [
-        _new_step(job, ordinal, StepKind.INFER, GPU, plan=plan)
-        for ordinal, plan in enumerate(chunks, start=step.ordinal + 1)
-    ]
-    session.add_all(planned)
-    _add_progress(session, step, job, stage="segmenting", done=0)
-    session.flush()
-    return planned
-
-
-def finish_chunk(
-    session: Session, lease: Lease, *, result: dict[str, Any], model: dict[str, Any] | None, frames: int
-) -> Step | None:
-    """End one chunk of a recording; the last of all adds and returns the step that joins them.
-
-    Raises LeaseLost; InvalidTransition when a cancel or another chunk's failure came first; ModelChanged when `model`
-    is not the one of the chunks before. A chunk without a sound frame has none.
-    """
-    step, job = _finish(session, lease, result=result)
-    if job.chunks_left is None:
-        raise InvalidTransition("only a planned recording has chunks")
-    _check_model(job, model)
-    job.chunks_left -= 1
-    _add_progress(session, step, job, stage="segmenting" if job.chunks_left else "joining", done=frames)
-    joining = None
-    if job.chunks_left == 0:
-        last = session.scalar(select(func.max(Step.ordinal)).where(Step.job_id == job.id))
-        joining = _new_step(job, (last or 0) + 1, StepKind.FINALIZE, IO)
-        session.add(joining)
-    session.flush()
-    return joining
 
 
 def publish(session: Session, lease: Lease, *, manifest_key: str, model: dict[str, Any], timing: dict[str, Any]) -> Job:
     """End the step and with it its job: from this commit on the result exists. Raises LeaseLost; InvalidTransition
     when a cancel came first."""
-    _, job = _finish(session, lease)
+    _, job = finish_step(session, lease)
     return move_job(
         session, job.id, JobState.SUCCEEDED,
         manifest_key=manifest_key, model=model, timing=timing, stage="done", progress_at=func.now(),
@@ -318,7 +278,7 @@ def fail_step(session: Session, lease: Lease, failure: Failure, *, failed_attemp
     steps, step = locks.lock_lease(session, lease)
     failures = step.failures + 1
     error = failure.model_dump()
-    if failure.retryable and failures < failed_attempts and not _must_stop(session, step):
+    if failure.retryable and failures < failed_attempts and not must_stop(session, step):
         pause = _in(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
         step = move_step(
             session, step.id, StepState.QUEUED,
@@ -326,44 +286,19 @@ def fail_step(session: Session, lease: Lease, failure: Failure, *, failed_attemp
         )  # fmt: skip
         _record_attempt(session, step, "put off", error=error)
         return step
-    return _fail(session, step, steps, error, failures=failures)
+    return fail_job(session, step, steps, error, failures=failures)
 
 
 def release_step(session: Session, lease: Lease) -> Step:
     """A draining worker gives the step back; the attempt is not held against it. Raises LeaseLost."""
     steps, step = locks.lock_lease(session, lease)
-    return _requeue(session, step, steps, "released")
+    return requeue_step(session, step, steps, "released")
 
 
 def stop_step(session: Session, lease: Lease) -> Step:
     """The worker obeyed "stop": the step ends canceled, and so does its job if no other step runs. Raises LeaseLost."""
     steps, step = locks.lock_lease(session, lease)
     return _cancel_running(session, step, steps)
-
-
-# --- what upkeep does --------------------------------------------------------------------------------------------
-
-
-def reap(session: Session, *, lost_attempts: int) -> Step | None:
-    """Take one step back from a worker whose lease ran out; None when there is none.
-
-    `lost_attempts` of these, and the step fails with `worker_lost`.
-    """
-    late = (Step.state == StepState.RUNNING) & (Step.lease_expires_at < func.now())
-    found = session.execute(select(Step.id, Step.job_id).where(late).order_by(Step.lease_expires_at).limit(1)).first()
-    return None if found is None else _take_back(session, found.id, found.job_id, late, lost_attempts=lost_attempts)
-
-
-def expire(session: Session) -> Job | None:
-    """Expire one job that nobody started by its deadline; None when there is none."""
-    late = (Job.state == JobState.QUEUED) & (Job.start_by < func.now())
-    return _end_late(session, late, JobState.EXPIRED, "start_deadline", "no worker started the job by its deadline")
-
-
-def time_out(session: Session) -> Job | None:
-    """Fail one job that ran longer than it may; its running steps are told to stop. None when there is none."""
-    late = (Job.state == JobState.RUNNING) & (Job.stop_by < func.now())
-    return _end_late(session, late, JobState.FAILED, "timeout", "the job ran longer than run_timeout_seconds allows")
 
 
 # --- shared by the above -----------------------------------------------------------------------------------------
@@ -386,34 +321,9 @@ def _take(session: Session, step_id: uuid.UUID, *, worker_id: uuid.UUID, lease_s
     return ClaimedStep(lease=lease, job=job, kind=step.kind, ordinal=step.ordinal, plan=step.plan)
 
 
-def _end_late(session: Session, late: ColumnElement[bool], to: JobState, code: str, detail: str) -> Job | None:
-    job_id = session.scalar(select(Job.id).where(late).limit(1))
-    if job_id is None:
-        return None
-    steps = locks.lock_steps(session, job_id)
-    if session.scalar(select(Job.id).where(Job.id == job_id, late).with_for_update()) is None:
-        return None
-    _cancel_queued(session, steps)
-    return move_job(session, job_id, to, error=Failure(code=code, detail=detail, retryable=False).model_dump())
-
-
-def _take_back(
-    session: Session, step_id: uuid.UUID, job_id: uuid.UUID, late: ColumnElement[bool], *, lost_attempts: int
-) -> Step | None:
-    steps = locks.lock_steps(session, job_id)
-    step = session.scalar(select(Step).where(Step.id == step_id, late))
-    if step is None:  # it was renewed, ended or taken back meanwhile
-        return None
-    step.lost += 1
-    session.flush()
-    if step.lost >= lost_attempts and not _must_stop(session, step):
-        detail = f"the worker vanished {step.lost} times while it ran this step"
-        return _fail(session, step, steps, Failure(code="worker_lost", detail=detail, retryable=True).model_dump())
-    return _requeue(session, step, steps, "lost")
-
-
-def _requeue(session: Session, step: Step, steps: Sequence[Step], outcome: str) -> Step:
-    if _must_stop(session, step):
+def requeue_step(session: Session, step: Step, steps: Sequence[Step], outcome: str) -> Step:
+    """Queue a running step again, unless its job must stop."""
+    if must_stop(session, step):
         return _cancel_running(session, step, steps)
     step = move_step(session, step.id, StepState.QUEUED, run_after=func.now(), hint_at=func.now())
     _record_attempt(session, step, outcome)
@@ -424,17 +334,11 @@ def _give_orders(cancel_requested_at: datetime | None, state: JobState) -> Order
     return "stop" if cancel_requested_at is not None or state.is_terminal else "go on"
 
 
-def _check_model(job: Job, model: dict[str, Any] | None) -> None:
-    if job.model is None or model is None:
-        job.model = job.model or model
-    elif any(job.model[part] != model[part] for part in ("name", "revision", "input_size")):
-        raise ModelChanged(f"the model is {model['revision']} by now, and was {job.model['revision']}; submit it anew")
-
-
-def _new_step(
+def new_step(
     job: Job, ordinal: int, kind: StepKind, queue_name: str, *,
     plan: dict[str, Any] | None = None, hint_at: datetime | None = None,
 ) -> Step:  # fmt: skip
+    """A queued step of a job, to be added to the session."""
     return Step(
         id=create_id(), job_id=job.id, tenant_id=job.tenant_id, ordinal=ordinal, kind=kind, queue=queue_name,
         mode=job.mode, priority=job.priority, state=StepState.QUEUED, plan=plan,
@@ -442,7 +346,7 @@ def _new_step(
     )  # fmt: skip
 
 
-def _finish(session: Session, lease: Lease, **values: Any) -> tuple[Step, Job]:
+def finish_step(session: Session, lease: Lease, **values: Any) -> tuple[Step, Job]:
     """The step done, and its job locked. Raises InvalidTransition when the job has no more use for it."""
     step = move_step(session, lease.step_id, StepState.DONE, fence=lease.attempt, finished_at=func.now(), **values)
     job = locks.lock_job(session, step.job_id)
@@ -452,7 +356,8 @@ def _finish(session: Session, lease: Lease, **values: Any) -> tuple[Step, Job]:
     return step, job
 
 
-def _add_progress(session: Session, step: Step, job: Job, *, stage: str, done: int, total: int | None = None) -> None:
+def add_progress(session: Session, step: Step, job: Job, *, stage: str, done: int, total: int | None = None) -> None:
+    """What a step has done adds up to what its job has; both rows are locked."""
     job.frames_done += done - step.frames_done
     step.frames_done = done
     job.stage, job.progress_at = stage, func.now()
@@ -471,19 +376,20 @@ def _cancel_running(session: Session, step: Step, steps: Sequence[Step]) -> Step
     step = move_step(session, step.id, StepState.CANCELED, fence=step.attempt, finished_at=func.now())
     job = locks.lock_job(session, step.job_id)
     _record_attempt(session, step, "canceled")
-    _cancel_queued(session, steps)
+    cancel_queued(session, steps)
     if not job.state.is_terminal and not any(other.state == StepState.RUNNING for other in steps):
         move_job(session, job.id, JobState.CANCELED)
     return step
 
 
-def _fail(session: Session, step: Step, steps: Sequence[Step], error: dict[str, Any], **values: Any) -> Step:
+def fail_job(session: Session, step: Step, steps: Sequence[Step], error: dict[str, Any], **values: Any) -> Step:
+    """Fail the step, and with it the job: what is queued of it is canceled, what runs is told at its heartbeat."""
     step = move_step(
         session, step.id, StepState.FAILED, fence=step.attempt, error=error, finished_at=func.now(), **values
     )
     job = locks.lock_job(session, step.job_id)
     _record_attempt(session, step, "failed", error=error)
-    _cancel_queued(session, steps)
+    cancel_queued(session, steps)
     if not job.state.is_terminal:
         move_job(session, job.id, JobState.FAILED, error=error)
     return step
@@ -493,17 +399,19 @@ def _cancel(session: Session, jobs: Sequence[Job], steps: Sequence[Step]) -> Non
     wanted = update(Job).where(Job.id.in_([job.id for job in jobs]), Job.cancel_requested_at.is_(None))
     session.scalars(wanted.values(cancel_requested_at=func.now()).returning(Job).execution_options(**_READ_BACK)).all()
     going_on = {job.id for job in jobs}
-    _cancel_queued(session, [step for step in steps if step.job_id in going_on])
+    cancel_queued(session, [step for step in steps if step.job_id in going_on])
     going_on -= {step.job_id for step in steps if step.state == StepState.RUNNING}
     move_jobs(session, going_on, JobState.CANCELED)
 
 
-def _cancel_queued(session: Session, steps: Sequence[Step]) -> None:
+def cancel_queued(session: Session, steps: Sequence[Step]) -> None:
+    """Those of `steps`, which are locked, that no worker holds."""
     queued = [step.id for step in steps if step.state == StepState.QUEUED]
     _move_steps(session, queued, StepState.CANCELED, finished_at=func.now())
 
 
-def _must_stop(session: Session, step: Step) -> bool:
+def must_stop(session: Session, step: Step) -> bool:
+    """Whether the step's job was canceled or has ended."""
     job = locks.lock_job(session, step.job_id)
     return job.cancel_requested_at is not None or job.state.is_terminal
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from shared import lifecycle, queue
+from shared import chunks, lifecycle, queue
 from shared.broker import Hints
 from shared.config import Settings
 from shared.contract import Failure
@@ -231,7 +231,7 @@ class Runner:
 
     def _finish_chunk(self, claimed: ClaimedStep, chunk: "ChunkResult", session: Session) -> Ending:
         try:
-            joining = lifecycle.finish_chunk(
+            joining = chunks.finish_chunk(
                 session, claimed.lease, result=chunk.result, model=chunk.model, frames=chunk.frames
             )
         except InvalidTransition:
@@ -264,7 +264,7 @@ class Runner:
 
 def _plan(claimed: ClaimedStep, plan: "Plan", session: Session) -> Ending:
     try:
-        steps = lifecycle.plan_chunks(
+        steps = chunks.plan_chunks(
             session, claimed.lease, recording=plan.recording, chunks=plan.chunks, frames=plan.frames
         )
     except InvalidTransition:

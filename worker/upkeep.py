@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import delete, exists, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import lifecycle, queue
+from shared import lateness, queue
 from shared import log as logs
 from shared.broker import Hints
 from shared.config import Settings, load_settings
@@ -50,7 +50,7 @@ class Upkeep:
         """Take steps back from workers whose lease ran out."""
         while True:
             with self.sessions.begin() as session:
-                step = lifecycle.reap(session, lost_attempts=self.settings.jobs.lost_attempts)
+                step = lateness.reap(session, lost_attempts=self.settings.jobs.lost_attempts)
             if step is None:
                 return
             log.warning(
@@ -59,7 +59,7 @@ class Upkeep:
             )  # fmt: skip
 
     def end_late_jobs(self) -> None:
-        for end in (lifecycle.expire, lifecycle.time_out):
+        for end in (lateness.expire, lateness.time_out):
             while True:
                 with self.sessions.begin() as session:
                     job = end(session)

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from shared import lifecycle, tenants
+from shared import lateness, lifecycle, tenants
 from shared.broker import DELIVER, GPU, IO, RUN, Hints
 from shared.config import Settings
 from shared.contract import Failure, Options
@@ -93,7 +93,7 @@ def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Callable[..., Cla
                 return lifecycle.request_cancel(session, job.id)
             if state == JobState.EXPIRED:
                 make_late(session, "jobs", "start_by")
-                expired = lifecycle.expire(session)
+                expired = lateness.expire(session)
                 assert expired is not None
                 return expired
         claimed = claim()
@@ -353,7 +353,7 @@ def take_back(sessions: SessionFactory, job: Job) -> None:
     with sessions.begin() as session:
         late = "UPDATE steps SET lease_expires_at = now() - interval '1s' WHERE job_id = :id AND state = 'running'"
         session.execute(text(late), {"id": job.id})
-        assert lifecycle.reap(session, lost_attempts=3) is not None
+        assert lateness.reap(session, lost_attempts=3) is not None
 
 
 def take_over(sessions: SessionFactory, claim: Callable[..., ClaimedStep | None], job: Job) -> None:

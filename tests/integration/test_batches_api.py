@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from api import acceptance
 from api.schemas import BATCH_ITEMS, BATCH_PRIORITY
-from shared import lifecycle
+from shared import lateness, lifecycle
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import Batch, IdempotencyKey, Job, JobEvent, JobState, Step, WebhookDelivery, create_id
@@ -511,7 +511,7 @@ def test_expired_jobs_are_retried_too(api: TestClient, submit_batch: Submit, ses
     batch = submit_batch(1).json()
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET start_by = now() - interval '1 s'"))
-        assert lifecycle.expire(session) is not None
+        assert lateness.expire(session) is not None
     assert states(look(api, batch)) == {"expired": 1}
     assert states(api.post(batch["links"]["retry_failed"]).json()) == {"queued": 1}
 

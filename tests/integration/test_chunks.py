@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared import lifecycle
+from shared import chunks, lifecycle
 from shared.broker import GPU, IO
 from shared.db import SessionFactory
 from shared.errors import InvalidTransition, LeaseLost, ModelChanged
@@ -44,14 +44,14 @@ Take = Callable[..., ClaimedStep]
 def planned(recording: Job, take: Take, sessions: SessionFactory) -> Job:
     """A recording of three chunks of ten frames."""
     with sessions.begin() as session:
-        chunks = [{"ordinal": number} for number in range(3)]
-        lifecycle.plan_chunks(session, take(IO).lease, recording=FOUND, chunks=chunks, frames=30)
+        plans = [{"ordinal": number} for number in range(3)]
+        chunks.plan_chunks(session, take(IO).lease, recording=FOUND, chunks=plans, frames=30)
     return recording
 
 
 def finish(sessions: SessionFactory, claimed: ClaimedStep, **result: Any) -> Step | None:
     with sessions.begin() as session:
-        return lifecycle.finish_chunk(session, claimed.lease, result=result, model=MODEL, frames=10)
+        return chunks.finish_chunk(session, claimed.lease, result=result, model=MODEL, frames=10)
 
 
 def test_a_plan_ends_the_probe_and_queues_every_chunk(planned: Job, sessions: SessionFactory, take: Take) -> None:
@@ -132,10 +132,10 @@ def test_a_retry_keeps_the_chunks_that_are_done(planned: Job, sessions: SessionF
 def test_a_zombies_chunk_is_not_counted(planned: Job, sessions: SessionFactory, take: Take) -> None:
     claimed = take()
     with sessions.begin() as session, pytest.raises(LeaseLost):
-        lifecycle.finish_chunk(session, older(claimed.lease), result={}, model=MODEL, frames=10)
+        chunks.finish_chunk(session, older(claimed.lease), result={}, model=MODEL, frames=10)
     finish(sessions, claimed)
     with sessions.begin() as session, pytest.raises(LeaseLost):
-        lifecycle.finish_chunk(session, claimed.lease, result={}, model=MODEL, frames=10)
+        chunks.finish_chunk(session, claimed.lease, result={}, model=MODEL, frames=10)
     assert read_job(sessions, planned).chunks_left == 2
 
 
@@ -146,7 +146,7 @@ def test_after_a_cancel_no_chunk_is_done_and_no_plan_is_made(
     with sessions.begin() as session:
         lifecycle.request_cancel(session, planned.id)
     with sessions() as session, pytest.raises(InvalidTransition):
-        lifecycle.finish_chunk(session, claimed.lease, result={}, model=MODEL, frames=10)
+        chunks.finish_chunk(session, claimed.lease, result={}, model=MODEL, frames=10)
     with sessions.begin() as session:
         lifecycle.stop_step(session, claimed.lease)
     assert read_job(sessions, planned).state == JobState.CANCELED
@@ -157,5 +157,5 @@ def test_chunks_of_unlike_models_do_not_go_together(planned: Job, sessions: Sess
     finish(sessions, take())
     claimed = take()
     with sessions() as session, pytest.raises(ModelChanged):
-        lifecycle.finish_chunk(session, claimed.lease, result={}, model={**MODEL, "revision": "2"}, frames=10)
+        chunks.finish_chunk(session, claimed.lease, result={}, model={**MODEL, "revision": "2"}, frames=10)
     assert read_job(sessions, planned).chunks_left == 2

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from shared import lifecycle
+from shared import lateness, lifecycle
 from shared.db import SessionFactory
 from shared.errors import InvalidTransition, JobActive, LeaseLost
 from shared.lifecycle import JOB_MOVES, STEP_MOVES, ClaimedStep
@@ -106,7 +106,7 @@ def test_a_lost_step_is_taken_back_and_its_zombie_writes_nothing(
     zombie = claim().lease
     with sessions.begin() as session:
         make_late(session, "steps", "lease_expires_at")
-        taken = lifecycle.reap(session, lost_attempts=3)
+        taken = lateness.reap(session, lost_attempts=3)
         assert taken is not None
         assert taken.state == StepState.QUEUED
     second = claim()
@@ -137,7 +137,7 @@ def test_a_renewed_lease_is_not_taken_back(sessions: SessionFactory, make_job: M
     with sessions.begin() as session:
         make_late(session, "steps", "lease_expires_at")
         assert lifecycle.heartbeat(session, lease, lease_seconds=30) == "go on"
-        assert lifecycle.reap(session, lost_attempts=3) is None
+        assert lateness.reap(session, lost_attempts=3) is None
 
 
 def test_a_job_whose_workers_keep_vanishing_fails_with_worker_lost(
@@ -148,7 +148,7 @@ def test_a_job_whose_workers_keep_vanishing_fails_with_worker_lost(
         claim()
         with sessions.begin() as session:
             make_late(session, "steps", "lease_expires_at")
-            lifecycle.reap(session, lost_attempts=3)
+            lateness.reap(session, lost_attempts=3)
     failed = read_job(sessions, job)
     assert failed.state == JobState.FAILED
     assert failed.error is not None
@@ -242,16 +242,16 @@ def test_a_canceled_job_whose_worker_vanishes_is_canceled_by_upkeep(
     with sessions.begin() as session:
         lifecycle.request_cancel(session, job.id)
         make_late(session, "steps", "lease_expires_at")
-        lifecycle.reap(session, lost_attempts=1)
+        lateness.reap(session, lost_attempts=1)
     assert read_job(sessions, job).state == JobState.CANCELED
 
 
 def test_a_job_nobody_starts_by_its_deadline_expires(sessions: SessionFactory, make_job: MakeJob, claim: Claim) -> None:
     job = make_job()
     with sessions.begin() as session:
-        assert lifecycle.expire(session) is None
+        assert lateness.expire(session) is None
         make_late(session, "jobs", "start_by")
-        lifecycle.expire(session)
+        lateness.expire(session)
     assert read_job(sessions, job).state == JobState.EXPIRED
     assert claim() is None
 
@@ -260,9 +260,9 @@ def test_a_job_that_runs_too_long_fails_with_timeout(sessions: SessionFactory, m
     job = make_job(steps=2)
     lease = claim().lease
     with sessions.begin() as session:
-        assert lifecycle.time_out(session) is None
+        assert lateness.time_out(session) is None
         make_late(session, "jobs", "stop_by")
-        lifecycle.time_out(session)
+        lateness.time_out(session)
     failed = read_job(sessions, job)
     assert failed.error is not None
     assert failed.error["code"] == "timeout"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import func, select
 
-from shared import lifecycle
+from shared import lateness, lifecycle
 from shared.config import Settings
 from shared.db import SessionFactory
 from shared.inference.errors import ModelUnavailable
@@ -288,7 +288,7 @@ def test_every_lease_lasts_as_long_as_the_batch(
     def work_long() -> None:
         time.sleep(settings.worker.lease_seconds + 0.5)
         with sessions.begin() as session:
-            assert lifecycle.reap(session, lost_attempts=3) is None
+            assert lateness.reap(session, lost_attempts=3) is None
 
     together.run(work_long)
     ended = [read_job(sessions, job) for job in jobs]

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pytest
 from sqlalchemy import delete, select, text
 
-from shared import lifecycle
+from shared import lateness, lifecycle
 from shared.broker import Hints
 from shared.config import Settings
 from shared.db import SessionFactory
@@ -170,7 +170,7 @@ def test_a_job_that_timed_out_and_was_deleted_stops_and_the_next_one_runs(
         with sessions.begin() as session:
             late = "UPDATE jobs SET stop_by = now() - interval '1 second' WHERE id = :id"
             session.execute(text(late), {"id": job.id})  # the other one runs already, and is in time
-            assert lifecycle.time_out(session) is not None
+            assert lateness.time_out(session) is not None
             lifecycle.delete_job(session, job.id)
         wait_for_a_beat(sessions)
 
@@ -228,7 +228,7 @@ def test_the_lease_lasts_as_long_as_the_work(
     def work_long() -> None:
         time.sleep(settings.worker.lease_seconds + 0.5)
         with sessions.begin() as session:
-            assert lifecycle.reap(session, lost_attempts=3) is None
+            assert lateness.reap(session, lost_attempts=3) is None
 
     workbench.run(work_long)
     assert (read_job(sessions, job).state, read_job(sessions, job).attempts) == (JobState.SUCCEEDED, 1)
