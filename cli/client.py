@@ -101,18 +101,7 @@ class Client:
 
     def list_jobs(self, *, state: str | None = None, mode: str | None = None, limit: int = 50) -> Sequence[Json]:
         """The newest jobs, from as many pages as `limit` needs."""
-        jobs: list[Json] = []
-        cursor: str | None = None
-        while len(jobs) < limit:
-            wanted = {"state": state, "mode": mode, "limit": min(limit - len(jobs), 200), "cursor": cursor}
-            page = self._read(
-                self._send("GET", "/v1/jobs", params={name: each for name, each in wanted.items() if each is not None})
-            )
-            jobs += page["items"]
-            cursor = page["next_cursor"]
-            if cursor is None:
-                break
-        return jobs
+        return self._list("/v1/jobs", {"state": state, "mode": mode}, limit=limit)
 
     def cancel(self, job_id: str) -> Json:
         return self._change(job_id, "cancel")
@@ -158,6 +147,14 @@ class Client:
             time.sleep(max(0.0, min(started + LOOK_SECONDS, deadline) - time.monotonic()))
         raise WaitedLongEnough(f"job {job_id} has not finished within {timeout_seconds:g} s; it goes on")
 
+    # --- batches ------------------------------------------------------------------------------------------------
+
+    def get_batch(self, batch_id: str) -> Json:
+        return self._read(self._send("GET", f"/v1/batches/{batch_id}"))
+
+    def list_batches(self, *, limit: int = 50) -> Sequence[Json]:
+        return self._list("/v1/batches", {}, limit=limit)
+
     # --- results ------------------------------------------------------------------------------------------------
 
     def result(self, job_id: str) -> Json:
@@ -200,6 +197,19 @@ class Client:
         return str(self._read(self._send("GET", "/v1/webhooks/secret"))["secret"])
 
     # --- how --------------------------------------------------------------------------------------------------
+
+    def _list(self, path: str, wanted: Mapping[str, Any], *, limit: int) -> Sequence[Json]:
+        items: list[Json] = []
+        cursor: str | None = None
+        while len(items) < limit:
+            asked = {**wanted, "limit": min(limit - len(items), 200), "cursor": cursor}
+            params = {name: each for name, each in asked.items() if each is not None}
+            page = self._read(self._send("GET", path, params=params))
+            items += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        return items
 
     def _change(self, job_id: str, verb: str) -> Json:
         resent: list[str] = []

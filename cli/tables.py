@@ -12,7 +12,10 @@ from rich.text import Text
 
 Tell: TypeAlias = Callable[[str, str], None]
 
-STYLES = {"succeeded": "green", "failed": "red", "expired": "red", "canceled": "yellow", "running": "cyan"}
+STYLES = {
+    "succeeded": "green", "completed": "green", "failed": "red", "expired": "red", "canceled": "yellow",
+    "running": "cyan",
+}  # fmt: skip
 PIPE_WIDTH = 240
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 
@@ -38,12 +41,34 @@ def print_jobs(jobs: Sequence[dict[str, Any]]) -> None:
 
 
 def print_job(job: dict[str, Any]) -> None:
-    page = Table.grid(padding=(0, 2))
-    page.add_column(style="dim", no_wrap=True)
-    page.add_column(overflow="fold")
-    for name, value in _rows(job):
-        page.add_row(name, Text(value, style=STYLES.get(value, "")))
-    make_console().print(page)
+    _print_page(_rows(job))
+
+
+def print_batches(batches: Sequence[dict[str, Any]]) -> None:
+    if not batches:
+        print("no batches", file=sys.stderr)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("batch", "state", "mode", "created", "ended", "failed", "left"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("name", overflow="ellipsis", no_wrap=True)
+    for batch in batches:
+        jobs = batch["jobs"]
+        table.add_row(
+            batch["id"],
+            Text(batch["state"], style=STYLES.get(batch["state"], "")),
+            batch["mode"],
+            describe_moment(batch["created_at"]),
+            f"{jobs['total'] - jobs['queued'] - jobs['running']} of {jobs['total']}",
+            str(jobs["failed"] + jobs["expired"]),
+            describe_seconds(batch["progress"]["eta_seconds"]),
+            Text(batch["name"]),
+        )
+    make_console().print(table)
+
+
+def print_batch(batch: dict[str, Any]) -> None:
+    _print_page(_batch_rows(batch))
 
 
 def make_console() -> Console:
@@ -74,6 +99,15 @@ def describe_seconds(seconds: float | None) -> str:
 def describe_moment(moment: str | None) -> str:
     """RFC 3339 as a clock on this machine's wall."""
     return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def _print_page(rows: Iterator[tuple[str, str]]) -> None:
+    page = Table.grid(padding=(0, 2))
+    page.add_column(style="dim", no_wrap=True)
+    page.add_column(overflow="fold")
+    for name, value in rows:
+        page.add_row(name, Text(value, style=STYLES.get(value, "")))
+    make_console().print(page)
 
 
 def _note(job: dict[str, Any]) -> str:
@@ -110,3 +144,23 @@ def _rows(job: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "device", job["timing"]["device"]
     if job["metadata"]:
         yield "metadata", str(job["metadata"])
+
+
+def _batch_rows(batch: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "batch", batch["id"]
+    yield "name", batch["name"]
+    yield "state", batch["state"]
+    yield "mode", batch["mode"]
+    for name in ("created", "finished"):
+        if batch[f"{name}_at"]:
+            yield name, describe_moment(batch[f"{name}_at"])
+    counted = [f"{number} {state}" for state, number in batch["jobs"].items() if number and state != "total"]
+    yield "jobs", " · ".join([f"{batch['jobs']['total']} in all", *counted])
+    progress = batch["progress"]
+    yield "frames", f"{progress['done']} of {progress['total'] if progress['total'] is not None else 'so far unknown'}"
+    if progress["frames_per_second"] is not None:
+        yield "speed", f"{progress['frames_per_second']:.3g} frames per second"
+    if progress["eta_seconds"] is not None:
+        yield "left", f"about {describe_seconds(progress['eta_seconds'])}"
+    if batch["metadata"]:
+        yield "metadata", str(batch["metadata"])

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
-from shared import batches, lifecycle
+from shared import batches, lifecycle, locks
 from shared.broker import GPU
 from shared.db import SessionFactory
 from shared.errors import InvalidTransition
 from shared.lifecycle import ClaimedStep
 from shared.models import Batch, Job, JobState, StepKind, Tenant, WebhookDelivery, create_id
-from tests.integration.conftest import BAD_MEDIA, MODEL, TIMING, count_rows, new_job, read_only
+from tests.integration.conftest import BAD_MEDIA, MODEL, TIMING, count_rows, new_job, read_only, read_steps, wait_until
 
 Claim = Callable[..., ClaimedStep | None]
 Make = Callable[[int], list[Job]]
@@ -143,6 +143,35 @@ def test_workers_cancels_and_retries_together_neither_block_one_another_nor_misc
     assert (ended, batch.jobs_left, batch.finished_at is not None) == (30, 0, True)
     assert batch.totals is not None
     assert batch.totals["jobs"]["total"] == 30
+
+
+def test_a_cancel_waits_for_the_jobs_that_are_just_ending_before_it_holds_their_batch(
+    make_batch: Make, sessions: SessionFactory
+) -> None:
+    """Else it would hold the batch that such a job waits for, and wait for that job."""
+    _, last = make_batch(2)
+    batch_id = last.batch_id
+    assert batch_id is not None
+    [step] = read_steps(sessions, last)
+    with sessions.begin() as session:
+        claimed = lifecycle.claim_step(session, step.id, worker_id=create_id(), lease_seconds=30)
+    assert claimed is not None
+    with ThreadPoolExecutor(1) as pool:
+        with sessions.begin() as session:
+            locks.lock_lease(session, claimed.lease)
+            canceling = pool.submit(batches.cancel, sessions, batch_id)
+            wait_until(lambda: somebody_waits(sessions))
+            lifecycle.publish(session, claimed.lease, manifest_key="a key", model=MODEL, timing=TIMING)
+        canceling.result()
+    totals = read_only(sessions, Batch).totals
+    assert totals is not None
+    assert (totals["jobs"]["succeeded"], totals["jobs"]["canceled"]) == (1, 1)
+
+
+def somebody_waits(sessions: SessionFactory) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with sessions() as session:
+        return bool(session.scalar(text(waiting)))
 
 
 def test_a_job_of_no_batch_finishes_none(make_batch: Make, claim: Claim, sessions: SessionFactory) -> None:

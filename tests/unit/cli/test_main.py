@@ -14,7 +14,8 @@ JOB = "019a0b52-7c1e-7d0a-9c55-3f1f0a0f4b11"
 NOWHERE = ("--url", "http://127.0.0.1:1", "--api-key", "mk_test")
 COMMANDS = (
     (), ("up",), ("demo",), ("migrate",), ("doctor",), ("submit",), ("jobs",), ("status",), ("result",), ("cancel",),
-    ("keys", "create"), ("models", "list"), ("models", "pull"), ("segment",), ("evaluate",),
+    ("keys", "create"), ("models", "list"), ("models", "pull"), ("segment",), ("evaluate",), ("batches",),
+    ("batch",),
 )  # fmt: skip
 
 
@@ -78,7 +79,10 @@ def test_a_mistake_is_answered_in_one_line(
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [("jobs",), ("status", JOB), ("cancel", JOB), ("result", JOB, "--out", "masks")])
+@pytest.mark.parametrize(
+    "command",
+    [("jobs",), ("status", JOB), ("cancel", JOB), ("result", JOB, "--out", "masks"), ("batches",), ("batch", JOB)],
+)
 def test_a_service_that_is_not_there_has_a_status_of_its_own(maskline: Maskline, command: tuple[str, ...]) -> None:
     for where, says in (((), "no service is known"), (NOWHERE, "http://127.0.0.1:1 cannot be reached")):
         done = maskline(*command, *where)

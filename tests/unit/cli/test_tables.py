@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cli.tables import describe_seconds, print_job, print_jobs
+from cli.tables import describe_seconds, print_batch, print_batches, print_job, print_jobs
 
 JOB: dict[str, Any] = {
     "id": "019a0b52-7c1e-7d0a-9c55-3f1f0a0f4b11", "state": "failed", "mode": "demo", "kind": "image",
@@ -18,6 +18,31 @@ JOB: dict[str, Any] = {
     "model": {"name": "Tiny", "revision": "sha256:1", "dtype": "float32", "input_size": [256, 192]},
     "error": {"code": "invalid_media", "detail": "The file is no image [of a known format]", "retryable": False},
 }  # fmt: skip
+
+
+BATCH: dict[str, Any] = {
+    "id": "019a0b52-7c1e-7d0a-9c55-3f1f0a0f4b12", "name": "street [bold]7[/bold]", "state": "running", "mode": "demo",
+    "options": {}, "metadata": {}, "priority": -10,
+    "jobs": {"total": 10, "queued": 3, "running": 1, "succeeded": 4, "failed": 1, "canceled": 0, "expired": 1},
+    "progress": {"done": 6, "total": None, "unit": "frames", "frames_per_second": 1.5, "eta_seconds": 200.0},
+    "created_at": "2026-01-31T12:00:00Z", "finished_at": None,
+}  # fmt: skip
+
+
+def test_a_list_of_batches_says_how_far_each_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_batches([BATCH])
+    out = capsys.readouterr().out
+    for part in (BATCH["id"], "running", "6 of 10", "3.3 min", "street [bold]7[/bold]"):
+        assert part in out
+
+
+def test_a_batch_is_shown_with_its_jobs_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    print_batch(BATCH)
+    out = capsys.readouterr().out
+    jobs = "10 in all · 3 queued · 1 running · 4 succeeded · 1 failed · 1 expired"
+    for part in (jobs, "6 of so far unknown", "1.5 frames per second", "about 3.3 min"):
+        assert part in out
+    assert "canceled" not in out
 
 
 def test_a_list_keeps_whole_ids_and_reasons_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
