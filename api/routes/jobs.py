@@ -237,6 +237,8 @@ def _tell_kind(submission: Submission, head: bytes, *, filename: str, content_ty
     kind = tell_kind(head, filename=filename, content_type=content_type)
     if kind == "image" and submission.wanted.options.frames != Frames():
         raise InvalidRequest("an image has no frames to choose from: leave options.frames out")
+    if kind == "image" and submission.wanted.options.smooth:
+        raise InvalidRequest("an image has no frames before it to smooth it with: leave options.smooth out")
     return kind
 
 
