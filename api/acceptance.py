@@ -140,6 +140,8 @@ def _tell_kind(options: Options, head: bytes, *, filename: str, content_type: st
     kind = tell_kind(head, filename=filename, content_type=content_type)
     if kind == "image" and options.frames != Frames():
         raise InvalidRequest("an image has no frames to choose from: leave options.frames out")
+    if kind == "image" and options.smooth:
+        raise InvalidRequest("an image has no frames before it to smooth it with: leave options.smooth out")
     return kind
 
 

@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shared import models
 from shared.inference.recipe import MAX_OVERLAP, Recipe, Resize
@@ -12,6 +12,9 @@ from shared.inference.recipe import MAX_OVERLAP, Recipe, Resize
 ModeName = Literal["fast", "balanced", "accurate", "sota", "demo"]
 OutputName = Literal["mask", "overlay", "confidence"]
 JobKind = Literal["image", "recording"]
+
+SMOOTH_WINDOW = 5
+"""Of the windows from 3 to 15, the shortest that removes nearly all the flicker that any does (bench/smooth.py)."""
 
 
 class Wire(BaseModel):
@@ -63,11 +66,28 @@ class Options(Wire):
         default=0.05,
         description="The part of a recording's frames that may be damaged: their masks are 0. More fail the job.",
     )
+    smooth: Annotated[bool, Field(strict=True)] | Annotated[int, Field(ge=3, le=15, strict=True)] = Field(
+        default=False,
+        description="Against flicker in a recording: a pixel shows the newest label that two processed frames in a row "
+        f"gave among so many; true stands for {SMOOTH_WINDOW}. Changes come one frame late. Confidence stays that of "
+        "the frame alone. Each chunk segments so many frames, less one, twice.",
+    )
+
+    @field_validator("smooth")
+    @classmethod
+    def _tell_the_window(cls, smooth: bool | int) -> bool | int:
+        # Kept with the job as a number, so that all chunks have the same one even if the default changes between them.
+        return SMOOTH_WINDOW if smooth is True else smooth
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
         self.recipe()
         return self
+
+    @property
+    def smooth_window(self) -> int:
+        """How many frames a mask is made from."""
+        return int(self.smooth) or 1
 
     def recipe(self) -> Recipe:
         """What the inference core is told."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.contract import Options
-from shared.inference.chunks import Chunk
+from shared.inference.chunks import Chunk, begin_earlier
 from shared.inference.frames import Frame, read_frames
 from shared.lifecycle import ClaimedStep
 from worker.desk import Desk
@@ -26,7 +26,7 @@ from worker.manifest import describe_model, prefix_of, store
 from worker.outputs import Outputs, open_outputs
 from worker.pipeline import ahead, behind
 from worker.probe import open_source, read_index
-from worker.selection import select_frames
+from worker.selection import find_earlier, select_frames
 
 if TYPE_CHECKING:
     from shared.inference.engine import Segmentation
@@ -57,8 +57,9 @@ class ChunkResult:
 
 @dataclass
 class _Tally:
-    """What adds up over the frames of a chunk."""
+    """What adds up over the frames of a chunk. Those before its `first` take time, and are counted elsewhere."""
 
+    first: int
     frames: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     peak_gpu_bytes: int = 0
@@ -78,16 +79,19 @@ class _Tally:
 def make_chunk(claimed: ClaimedStep, desk: Desk, engine: BatchSegmenter) -> ChunkResult:
     """Make and store everything of one chunk. Raises what storage, media and engine raise."""
     job, options = claimed.job, Options.model_validate(claimed.job.options)
-    chunk, tally = Chunk(**claimed.plan or {}), _Tally()
+    chunk = Chunk(**claimed.plan or {})
+    tally = _Tally(chunk.first)
     index = read_index(desk, job)
-    span = slice(chunk.first, chunk.first + chunk.frames)
-    wanted = index.times[span][select_frames(index.times, index.header.time_base, options.frames)[span]]
+    selected = select_frames(index.times, index.header.time_base, options.frames)
+    reach = begin_earlier(index, chunk, find_earlier(selected, chunk.first, options.smooth_window - 1))
+    span = slice(reach.first, reach.first + reach.frames)
+    wanted = index.times[span][selected[span]]
     with tempfile.TemporaryDirectory(prefix="maskline-chunk-") as folder:
         with (
             open_source(desk, job) as source,
-            open_outputs(Path(folder), job.mode, options, index.header) as outputs,
+            open_outputs(Path(folder), job.mode, options, index.header, first=chunk.first) as outputs,
         ):
-            frames = read_frames(source, index, chunk, wanted=wanted.tolist())
+            frames = read_frames(source, index, reach, wanted=wanted.tolist())
             _segment(_timed(frames, tally), outputs, claimed, desk, engine, tally)
         stored = []
         with _stage(tally, "upload"):
@@ -130,12 +134,12 @@ def _segment(
             made = iter(engine.segment_batch(images, job.mode, recipe, checkpoint=desk.checkpoint) if images else ())
             for frame in batch:
                 segmentation = None if frame.image is None else next(made)
-                if segmentation is None:
-                    tally.bad.append(frame.number)
-                else:
+                if segmentation is not None:
                     tally.add(segmentation)
+                elif frame.number >= tally.first:
+                    tally.bad.append(frame.number)
                 hand_on((frame, segmentation))
-            tally.frames += len(batch)
+            tally.frames += sum(frame.number >= tally.first for frame in batch)
 
 
 def _timed(frames: Iterator[Frame], tally: _Tally) -> Iterator[Frame]:

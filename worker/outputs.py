@@ -16,6 +16,7 @@ from shared.inference.mask_video import MaskVideoWriter
 from shared.inference.modes import MODES
 from shared.inference.overlay_video import OverlayVideoWriter
 from shared.inference.recording import Header
+from shared.inference.smoothing import Smoother
 from worker.tables import AreasHeader, AreasWriter, FrameAreas
 
 if TYPE_CHECKING:
@@ -31,9 +32,16 @@ CONTENT_TYPES = {
 
 
 class Outputs:
-    """Takes frames in their order. The mask of a frame that could not be decoded is 0 everywhere."""
+    """Takes frames in their order. The mask of a frame that could not be decoded is 0 everywhere.
 
-    def __init__(self, folder: Path, mode: str, options: Options, header: Header, stack: ExitStack) -> None:
+    Those before frame `first` leave nothing behind but their say in the smoothed masks of the frames after them.
+    """
+
+    def __init__(
+        self, folder: Path, mode: str, options: Options, header: Header, stack: ExitStack, *, first: int
+    ) -> None:
+        self._first = first
+        self._smoother = Smoother(options.smooth_window)
         self._labels = MODES[mode].labels
         self._size = header.upright_size
         self.areas: Counter[int] = Counter()
@@ -60,8 +68,11 @@ class Outputs:
         return [(self._folder / name, CONTENT_TYPES[name]) for name in self._names]
 
     def write(self, frame: Frame, made: "Segmentation | None") -> None:
+        smooth = self._smoother.smooth(None if made is None else made.mask)
+        if frame.number < self._first:
+            return
         width, height = self._size
-        mask = np.zeros((height, width), dtype=np.uint8) if made is None else made.mask
+        mask = np.zeros((height, width), dtype=np.uint8) if smooth is None else smooth
         if self._masks:
             self._masks.write(mask, frame.pts)
         if self._confidence:
@@ -85,7 +96,7 @@ class Outputs:
 
 
 @contextmanager
-def open_outputs(folder: Path, mode: str, options: Options, header: Header) -> Iterator[Outputs]:
+def open_outputs(folder: Path, mode: str, options: Options, header: Header, *, first: int) -> Iterator[Outputs]:
     """Files that are whole once the block has ended without an error."""
     with ExitStack() as stack:
-        yield Outputs(folder, mode, options, header, stack)
+        yield Outputs(folder, mode, options, header, stack, first=first)

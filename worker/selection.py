@@ -31,6 +31,15 @@ def select_frames(pts: NDArray[np.int64], time_base: Fraction, wanted: Frames) -
     return selected
 
 
+def find_earlier(selected: NDArray[np.bool_], first: int, count: int) -> int:
+    """The number of the frame from which on `count` frames before frame `first` are processed, or as many as are.
+
+    `first` itself if there are none. `selected` is bool (frames) of the whole recording.
+    """
+    [numbers] = selected[:first].nonzero()
+    return int(numbers[-min(count, len(numbers))]) if count and len(numbers) else first
+
+
 def _shown_at(ticks: NDArray[np.int64], start: int, period: Fraction) -> NDArray[np.bool_]:
     """Whether a frame is on the screen at one of start, start + period, …; the last is there for one tick."""
     begins = np.append(ticks, ticks[-1] + 1) - start

@@ -36,20 +36,29 @@ def plan_chunks(index: Index, *, frames: int, exact: bool = False) -> list[Chunk
     total = len(index.times)
     firsts = list(range(0, total, frames)) if exact else _choose_firsts(index, frames)
     bounds = [*firsts, total]
-    chunks = []
-    for ordinal, (first, end) in enumerate(zip(firsts, bounds[1:], strict=True)):
-        keyframe = index.keyframe_before(np.arange(first, end)).min()
-        chunks.append(
-            Chunk(
-                ordinal,
-                first,
-                end - first,
-                int(index.times[first]),
-                int(index.times[end]) if end < total else None,
-                int(index.keyframes.pts[keyframe]) if keyframe >= 0 else None,
-            )
-        )
-    return chunks
+    return [
+        _make_chunk(index, ordinal, first, end)
+        for ordinal, (first, end) in enumerate(zip(firsts, bounds[1:], strict=True))
+    ]
+
+
+def begin_earlier(index: Index, chunk: Chunk, first: int) -> Chunk:
+    """The chunk with the frames from number `first` on, 0 to its own first, before it: to look back at, not to make."""
+    if not 0 <= first <= chunk.first:
+        raise ValueError(f"frame {first} is not one up to the chunk's first, {chunk.first}")
+    return _make_chunk(index, chunk.ordinal, first, chunk.first + chunk.frames)
+
+
+def _make_chunk(index: Index, ordinal: int, first: int, end: int) -> Chunk:
+    keyframe = index.keyframe_before(np.arange(first, end)).min()
+    return Chunk(
+        ordinal,
+        first,
+        end - first,
+        int(index.times[first]),
+        int(index.times[end]) if end < len(index.times) else None,
+        int(index.keyframes.pts[keyframe]) if keyframe >= 0 else None,
+    )
 
 
 def _choose_firsts(index: Index, frames: int) -> list[int]:

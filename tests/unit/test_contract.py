@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from standardwebhooks import Webhook
 
 from shared import webhooks
-from shared.contract import Options, describe_job
+from shared.contract import SMOOTH_WINDOW, Options, describe_job
 from shared.inference.recipe import Recipe
 from shared.models import Job, JobState, create_id
 
@@ -82,11 +82,25 @@ def test_options_left_out_have_their_default() -> None:
         {"unlabeled_below": 1.1},
         {"resize": "published", "tiles": True},
         {"resize": "published", "input_size": 512},
+        {"smooth": 2},
+        {"smooth": 16},
+        {"smooth": 1},
+        {"smooth": 5.0},
+        {"smooth": "true"},
+        {"smooth": None},
     ],
 )
 def test_options_that_do_not_exist_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Options.model_validate(values)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(False, False), (True, SMOOTH_WINDOW), (3, 3), (15, 15)])
+def test_a_job_keeps_the_window_that_it_is_smoothed_with(given: bool | int, kept: bool | int) -> None:
+    options = Options.model_validate({"smooth": given}).model_dump(mode="json")
+    assert options["smooth"] is kept
+    again = Options.model_validate(options)
+    assert (again.smooth, again.smooth_window) == (kept, kept or 1)
 
 
 # --- signatures ----------------------------------------------------------------------------------------------------

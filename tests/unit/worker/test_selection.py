@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shared.contract import Frames
-from worker.selection import select_frames
+from worker.selection import find_earlier, select_frames
 
 TICK = Fraction(1, 12800)
 
@@ -70,3 +70,15 @@ def test_hours_at_an_odd_rate_do_not_drift() -> None:
     assert [int(each) for each in found[-3:]] == [
         1001 * 0 + (3000 * number) // 1001 for number in range(133_464, 133_467)
     ]
+
+
+# --- frames to look back at ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "earlier"),
+    [(20, 0, 20), (20, 1, 18), (20, 3, 12), (22, 3, 15), (6, 5, 3), (3, 5, 3), (0, 5, 0), (50, 2, 45)],
+)
+def test_what_is_looked_back_at_are_frames_that_are_processed(first: int, count: int, earlier: int) -> None:
+    processed = select_frames(np.array(STEADY, dtype=np.int64), TICK, Frames(every=3, from_seconds=0.12))
+    assert find_earlier(processed, first, count) == earlier
