@@ -81,6 +81,18 @@ def claim(sessions: SessionFactory) -> Callable[..., ClaimedStep | None]:
 
 
 @pytest.fixture
+def take(claim: Callable[..., ClaimedStep | None]) -> Callable[[], ClaimedStep]:
+    """Claim the next step, which there is."""
+
+    def take_one() -> ClaimedStep:
+        claimed = claim()
+        assert claimed is not None
+        return claimed
+
+    return take_one
+
+
+@pytest.fixture
 def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Callable[..., ClaimedStep | None]) -> MakeJob:
     """A job that got into the wanted state as a real one would."""
 

@@ -13,6 +13,10 @@ PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas
 ROUTES = {
     "/healthz": {"get"},
     "/readyz": {"get"},
+    "/v1/batches": {"get", "post"},
+    "/v1/batches/{batch_id}": {"get"},
+    "/v1/batches/{batch_id}/cancel": {"post"},
+    "/v1/batches/{batch_id}/retry-failed": {"post"},
     "/v1/jobs": {"get", "post"},
     "/v1/jobs/{job_id}": {"get", "delete"},
     "/v1/jobs/{job_id}/cancel": {"post"},
