@@ -24,6 +24,7 @@ ROUTES = {
     "/v1/jobs/{job_id}/events": {"get"},
     "/v1/jobs/{job_id}/result": {"get"},
     "/v1/jobs/{job_id}/files/{name}": {"get"},
+    "/v1/jobs/{job_id}/frames/{number}.png": {"get"},
     "/v1/uploads": {"post"},
     "/v1/uploads/{upload_id}": {"get", "delete"},
     "/v1/uploads/{upload_id}/complete": {"post"},
