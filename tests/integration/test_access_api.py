@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from shared import tenants
 from shared.db import SessionFactory
-from shared.models import Tenant
+from shared.models import Batch, Tenant
 from tests.integration.conftest import Submit, authorize, problem
 
 KEYLESS = {"Authorization": ""}
@@ -88,11 +88,19 @@ def test_a_tenant_may_have_several_keys(
 
 
 def test_another_tenants_things_are_not_found_by_any_route(
-    api: TestClient, submit: Submit, foreign: dict[str, str], subtests: pytest.Subtests
+    api: TestClient,
+    submit: Submit,
+    sessions: SessionFactory,
+    tenant: Tenant,
+    foreign: dict[str, str],
+    subtests: pytest.Subtests,
 ) -> None:
     job = submit().json()
+    with sessions.begin() as session:
+        batch = Batch(tenant_id=tenant.id, name="a batch", mode="demo", options={})
+        session.add(batch)
     upload = api.post("/v1/uploads", json={"filename": "a.png", "size": 5}).json()
-    ids = {"job_id": job["id"], "upload_id": upload["id"], "name": "mask.png"}
+    ids = {"job_id": job["id"], "upload_id": upload["id"], "batch_id": batch.id, "name": "mask.png", "number": 0}
     asked = [(method, path.format(**ids)) for method, path in routes(api) if "{" in path]
     assert len(asked) >= 8
     for method, path in asked:
