@@ -12,7 +12,7 @@ from multiprocessing.sharedctypes import Synchronized
 import structlog
 
 from bench._film import Film, publish, queue_chunks
-from bench._meter import peak_bytes
+from bench._meter import mark, peak_bytes
 from bench._service import SleepingEngine, connect
 from shared.broker import GPU
 from shared.config import Settings
@@ -66,18 +66,22 @@ def open_crew(settings: Settings, tenant_id: uuid.UUID, *, workers: int) -> Iter
             hand.kill()
 
 
-def measure_chunk(settings: Settings, tenant_id: uuid.UUID, films: tuple[Film, Film], latency: float) -> int:
-    """The memory that a chunk of the second film takes at most, once a chunk of the first was made; for `in_child`."""
+def measure_chunk(
+    settings: Settings, tenant_id: uuid.UUID, films: tuple[Film, Film], latency: float
+) -> tuple[int, int]:
+    """For `in_child`: what the process has once a chunk of the first film was made, and what one of the second adds."""
+    device = choose_device("cpu")
     quiet()
     with connect(settings, tenant_id) as service:
         engine = SleepingEngine(latency=latency, batch_images=1)
-        taken = 0
+        before = taken = 0
         for film in films:
             job_id = queue_chunks(service, film)
             with service.runner(GPU, engine) as runner:
-                taken = peak_bytes(runner.run_until_idle, choose_device("cpu"))
+                before = mark(device)
+                taken = peak_bytes(runner.run_until_idle, device)
             publish(service, job_id)
-    return taken
+    return before, taken
 
 
 def quiet() -> None:
