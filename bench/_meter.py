@@ -30,7 +30,7 @@ def now(device: torch.device) -> float:
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """How much `work` takes at most beyond what is in use before it, and beyond what other work left free."""
-    before = _mark(device)
+    before = mark(device)
     work()
     return _peak(device) - before
 
@@ -59,7 +59,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, *, side: int = 4096, r
     return float(2 * side**3 / min(seconds))
 
 
-def _mark(device: torch.device) -> int:
+def mark(device: torch.device) -> int:
     """The bytes in use now; peaks are counted from here on, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

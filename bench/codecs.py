@@ -170,11 +170,12 @@ def measure(kind: str, size: Size, *, frames: int, repeats: int) -> list[Row]:
     about = {"input": kind, "size": f"{size[0]}x{size[1]}"}
     rows = []
     for codec, ways in (("png", list_png_ways()), ("ffv1", list_ffv1_ways(size))):
-        rows += [{**about, "codec": codec, **row} for row in _take_turns(ways, masks, repeats)]
-    return [*rows, {**about, "codec": "ffv1", **_write_file(masks, repeats)}]
+        rows += [{**about, "codec": codec, **row} for row in take_turns(ways, masks, repeats)]
+    return [*rows, {**about, "codec": "ffv1", **write_file(masks, repeats)}]
 
 
-def _take_turns(ways: dict[str, Way], masks: list[Mask], repeats: int) -> list[Row]:
+def take_turns(ways: dict[str, Way], masks: list[Mask], repeats: int) -> list[Row]:
+    """A row for each way; ratios are to the first of them."""
     encode_seconds: dict[str, list[float]] = {name: [] for name in ways}
     decode_seconds: dict[str, list[float]] = {name: [] for name in ways}
     sizes: dict[str, list[int]] = {name: [] for name in ways}
@@ -210,7 +211,7 @@ def _ratio(times: list[float], ours: list[float]) -> float:
     return statistics.median(theirs / own for theirs, own in zip(times, ours, strict=True))
 
 
-def _write_file(masks: list[Mask], repeats: int) -> Row:
+def write_file(masks: list[Mask], repeats: int) -> Row:
     """The whole of shared.inference.mask_video, per frame: checksums and the container too, and comparing."""
     height, width = masks[0].shape
     count = FILE_ROUNDS * len(masks)
