@@ -133,7 +133,7 @@ def time_full_hd(recording: Recording) -> Iterator[Row]:
     """The model's masks made larger, and noise in which no pixel is ever like its neighbours, the worst there is."""
     height, width = recording.masks.shape[1:]
     rows, columns = (np.arange(side) * own // side for side, own in zip(FULL_HD, (height, width), strict=True))
-    larger = [recording.masks[number % len(recording.masks)][rows][:, columns] for number in range(TIMED_FRAMES)]
+    larger = [recording.masks[number % len(recording.masks)][np.ix_(rows, columns)] for number in range(TIMED_FRAMES)]
     noise = list(np.random.default_rng(1).integers(1, 10, (TIMED_FRAMES, *FULL_HD), dtype=np.uint8))
     for window in (3, 5, 15):
         yield {

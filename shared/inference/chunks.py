@@ -43,7 +43,10 @@ def plan_chunks(index: Index, *, frames: int, exact: bool = False) -> list[Chunk
 
 
 def begin_earlier(index: Index, chunk: Chunk, first: int) -> Chunk:
-    """The chunk with the frames from number `first` on, 0 to its own first, before it: to look back at, not to make."""
+    """The chunk with the frames from number `first` on before it: to look back at, not to make.
+
+    Raises ValueError unless `first` is from 0 to the chunk's own first.
+    """
     if not 0 <= first <= chunk.first:
         raise ValueError(f"frame {first} is not one up to the chunk's first, {chunk.first}")
     return _make_chunk(index, chunk.ordinal, first, chunk.first + chunk.frames)

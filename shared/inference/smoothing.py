@@ -43,7 +43,8 @@ class Smoother:
         """
         if mask is not None:
             self._check(mask)
-        self._recent.append(mask)
+        # Rows that do not lie one after the other would be copied once for every frame that looks back at them.
+        self._recent.append(None if mask is None else np.ascontiguousarray(mask))
         if mask is None:
             return None
         return _choose([each.reshape(-1) for each in reversed(self._recent) if each is not None]).reshape(mask.shape)

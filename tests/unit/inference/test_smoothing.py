@@ -145,6 +145,13 @@ def test_what_was_given_stays_as_it_was() -> None:
     assert not any(np.shares_memory(own, mask) for own, mask in zip(smooth, masks, strict=True) if own is not None)
 
 
+def test_rows_need_not_lie_one_after_the_other() -> None:
+    masks = make_unrest(10, (11, 9))
+    turned = [mask.T for mask in masks]
+    upright = [mask.T for mask in smooth_all(masks, 5) if mask is not None]
+    np.testing.assert_array_equal(smooth_all(turned, 5), upright)
+
+
 @pytest.mark.parametrize("mask", [np.zeros((2, 3), np.int64), np.zeros(6, np.uint8), np.zeros((3, 2), np.uint8)])
 def test_what_is_no_mask_of_this_recording_is_refused(mask: NDArray[np.generic]) -> None:
     smoother = Smoother(3)
