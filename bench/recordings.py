@@ -36,7 +36,7 @@ from bench._crew import Hand, measure_chunk, open_crew, quiet
 from bench._film import Film, publish, queue_chunks, read_chunks, store_film
 from bench._meter import in_child
 from bench._service import MODE, Service, SleepingEngine, open_service
-from shared import lifecycle
+from shared import lateness
 from shared.broker import GPU
 from shared.contract import Options
 from shared.inference.device import choose_device, describe_device
@@ -151,7 +151,7 @@ class Bench:
         with self.service.sessions.begin() as session:
             session.execute(update(Step).where(Step.id == its_step).values(lease_expires_at=func.now()))
         with self.service.sessions.begin() as session:
-            assert lifecycle.reap(session, lost_attempts=3) is not None, "the worker had no step"
+            assert lateness.reap(session, lost_attempts=3) is not None, "the worker had no step"
 
     def measure_memory(self, *, frames: int) -> Row:
         warm_up, films = self.store(frames), {times: self.store(times * frames) for times in (1, GROWTH)}
