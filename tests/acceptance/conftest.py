@@ -92,10 +92,17 @@ class Service:
 
     def kill_gpu_child(self) -> int:
         """`kill -9` of the process that runs the steps; its parent lives on and starts another."""
-        busy = "SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL"
-        [(pid,)] = self.query(f"{busy} ORDER BY heartbeat_at DESC LIMIT 1")  # the rows of others killed linger
-        os.kill(pid, signal.SIGKILL)
-        return int(pid)
+        busy = "SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL ORDER BY heartbeat_at DESC"
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            for (pid,) in self.query(busy):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:  # the rows of others killed linger
+                    continue
+                return int(pid)
+            time.sleep(0.01)
+        raise AssertionError("no worker was busy")
 
     def events(self, job: dict[str, Any], kind: str) -> list[dict[str, Any]]:
         rows = self.query(f"SELECT data FROM job_events WHERE job_id = '{job['id']}' AND type = '{kind}' ORDER BY id")  # noqa: S608

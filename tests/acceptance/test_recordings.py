@@ -16,8 +16,8 @@ from shared.inference.mask_video import read_masks
 from tests.acceptance.conftest import Service
 from tests.recordings import encode
 
-CHUNK_SECONDS = 1.0
-"""About what the model takes for a chunk's one frame with these options, of which a kill hits any moment."""
+CHUNK_SECONDS = 0.3
+"""About what a chunk of one frame takes with these options, of which a kill hits any moment."""
 OPTIONS = {"input_size": 768, "outputs": ["mask", "overlay"]}
 
 
@@ -48,13 +48,13 @@ def wait_for_chunks(service: Service, job: dict[str, Any], count: int) -> None:
 def test_kills_leave_no_trace_in_the_result_and_cost_one_chunk_each(
     service: Service, kills: int, tmp_path: Path
 ) -> None:
-    chunks = 2 * kills + 2
+    chunks = 3 * kills + 3
     recording, moments = make_recording(chunks), random.Random(0)
     undisturbed = service.wait_for(service.submit(recording, name="clip.mp4", options=OPTIONS))
     assert undisturbed["state"] == "succeeded", undisturbed
     job = service.submit(recording, name="clip.mp4", options=OPTIONS)
     for number in range(kills):
-        wait_for_chunks(service, job, 2 * number + 1)
+        wait_for_chunks(service, job, 3 * number + 1)
         time.sleep(moments.uniform(0, CHUNK_SECONDS))
         service.kill_gpu_child()
     disturbed = service.wait_for(job)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import structlog
 
 from bench import recordings
 from bench._service import Service
@@ -18,6 +19,14 @@ ARGUMENTS = [
     "--json", "--repeats", "1", "--size", "96", "64", "--frames", "12", "--demo-frames", "2",
     "--chunks", "4", "--chunk-frames", "6", "--memory-frames", "4", "--latency", "0.02",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _the_log_as_it_was() -> Iterator[None]:
+    """A benchmark keeps the log quiet, and would do so for all tests after it."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 def test_the_last_line_has_every_figure(
