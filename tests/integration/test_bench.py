@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import structlog
 
 from bench import recordings
 from bench._service import Service
@@ -21,14 +20,6 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _the_log_as_it_was() -> Iterator[None]:
-    """A benchmark keeps the log quiet, and would do so for all tests after it."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
-
-
 def test_the_last_line_has_every_figure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: Settings, sessions: SessionFactory,
     storage: Storage, hints: Hints, tenant: Tenant,
@@ -40,6 +31,7 @@ def test_the_last_line_has_every_figure(
         yield service
 
     monkeypatch.setattr(recordings, "open_service", open_service)
+    monkeypatch.setattr(recordings, "quiet", lambda: None)  # it would last for the tests after this one
     recordings.run(ARGUMENTS)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in (
