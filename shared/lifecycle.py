@@ -262,7 +262,9 @@ def report_progress(session: Session, lease: Lease, *, stage: str, done: int, to
     return _give_orders(job.cancel_requested_at, job.state)
 
 
-def publish(session: Session, lease: Lease, *, manifest_key: str, model: dict[str, Any], timing: dict[str, Any]) -> Job:
+def publish(
+    session: Session, lease: Lease, *, manifest_key: str, model: dict[str, Any] | None, timing: dict[str, Any]
+) -> Job:
     """End the step and with it its job: from this commit on the result exists. Raises LeaseLost; InvalidTransition
     when a cancel came first."""
     _, job = finish_step(session, lease)

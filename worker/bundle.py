@@ -84,7 +84,7 @@ def join_chunks(claimed: ClaimedStep, desk: Desk, chunks: Sequence[DoneChunk]) -
         areas.update({int(number): pixels for number, pixels in chunk.result["areas"].items()})
     warnings = dict.fromkeys([*index.header.warnings, *(each for chunk in chunks for each in chunk.result["warnings"])])
     return store_manifest(
-        claimed, desk, model=job.model or {}, timing=_add_up(chunks, frames=int(selected.sum())),
+        claimed, desk, model=job.model, timing=_add_up(chunks, frames=int(selected.sum())),
         source=describe(index.header), areas=areas, warnings=list(warnings), files=stored,
         frames={"source": len(selected), "processed": int(selected.sum()), "bad": bad}, chunks=len(chunks),
     )  # fmt: skip

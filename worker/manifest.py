@@ -24,10 +24,13 @@ HIDDEN = ("key", "bucket")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What is published: where the manifest lies, what made the masks, and the seconds of each stage."""
+    """What is published: where the manifest lies, what made the masks, and the seconds of each stage.
+
+    There is no model where no frame of a recording could be decoded.
+    """
 
     manifest_key: str
-    model: dict[str, Any]
+    model: dict[str, Any] | None
     timing: dict[str, Any]
 
 
@@ -61,7 +64,7 @@ def store_manifest(
     claimed: ClaimedStep,
     desk: Desk,
     *,
-    model: dict[str, Any],
+    model: dict[str, Any] | None,
     timing: dict[str, Any],
     source: Mapping[str, Any],
     areas: Mapping[int, int],

@@ -23,7 +23,7 @@ from shared.inference.masks import decode_mask
 from shared.models import Job, JobState, StepKind, StepState
 from tests.integration.conftest import Submit, problem, read_job, read_only, read_steps, take_back
 from tests.integration.workbench import FakeEngine, Workbench, nothing
-from tests.recordings import FRAMES, GOP, encode, read_number
+from tests.recordings import FRAMES, GOP, encode, packet_places, read_number
 
 
 def see_number(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -224,6 +224,51 @@ def test_a_span_without_frames_fails_by_name(queued: Queued, workers: Workbench,
     assert failed.error is not None
     assert failed.error["code"] == "invalid_media"
     assert "span" in failed.error["detail"]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Every frame by itself; all but the first two are destroyed."""
+    path = tmp_path_factory.mktemp("damaged") / "clip.mp4"
+    encode(path, "libx264", options={"g": "1"})
+    content = bytearray(path.read_bytes())
+    for place, size in packet_places(path)[2:]:
+        content[place : place + size] = b"\xff" * size
+    return bytes(content)
+
+
+def test_damaged_frames_have_masks_of_0_and_are_named(
+    queued: Queued, workers: Workbench, api: TestClient, fetch: Fetch, damaged: bytes
+) -> None:
+    job = queued(damaged, max_bad_frames=1)
+    run_all(workers)
+    masks = [mask for _, mask in read_masks(fetch(job, "masks.mkv"))]
+    assert [number_of(mask) for mask in masks[:2]] == [0, 1]
+    assert len(masks) == FRAMES
+    assert not any(mask.any() for mask in masks[2:])
+    assert api.get(f"/v1/jobs/{job.id}/result").json()["frames"]["bad"] == list(range(2, FRAMES))
+
+
+def test_a_recording_without_a_sound_frame_was_made_by_no_model(
+    queued: Queued, workers: Workbench, api: TestClient, damaged: bytes
+) -> None:
+    job = queued(damaged, max_bad_frames=1, frames={"from_seconds": 0.08}, outputs=["mask", "overlay"])
+    run_all(workers)
+    told = api.get(f"/v1/jobs/{job.id}").json()
+    assert (told["state"], told["model"]) == ("succeeded", None)
+    manifest = api.get(f"/v1/jobs/{job.id}/result").json()
+    assert (manifest["model"], manifest["classes"]) == (None, [])
+    assert "overlay.mp4" not in {file["name"] for file in manifest["files"]}
+
+
+def test_more_damage_than_was_agreed_to_fails_the_job(
+    queued: Queued, workers: Workbench, sessions: SessionFactory, damaged: bytes
+) -> None:
+    job = queued(damaged, max_bad_frames=0.9)
+    run_all(workers)
+    failed = read_job(sessions, job)
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["retryable"]) == ("too_many_bad_frames", False)
 
 
 def test_an_image_has_no_frames_to_choose_from(submit: Submit) -> None:
