@@ -4,11 +4,17 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
-_WAIT_SECONDS = 0.1  # after which a thread that waits looks whether it is still wanted
+
+@dataclass(frozen=True)
+class _End:
+    """Comes after the last item: there are no more, or making the next one raised this."""
+
+    error: BaseException | None
 
 
 @contextmanager
@@ -17,36 +23,27 @@ def ahead(items: Iterator[Item], *, depth: int) -> Iterator[Iterator[Item]]:
 
     What making them raises is raised where they are taken. The thread has ended when the block has, however it ended.
     """
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-    unwanted = threading.Event()
-
-    def put(item: Item | None, error: BaseException | None) -> bool:
-        while not unwanted.is_set():
-            try:
-                ready.put((item, error), timeout=_WAIT_SECONDS)
-            except queue.Full:
-                continue
-            return True
-        return False
+    ready: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
+    room, unwanted = threading.Semaphore(depth), threading.Event()
 
     def make() -> None:
         try:
             for item in items:
-                if not put(item, None):
+                room.acquire()
+                if unwanted.is_set():
                     return
+                ready.put(item)
         except BaseException as error:
-            put(None, error)
+            ready.put(_End(error))
         else:
-            put(None, StopIteration())
+            ready.put(_End(None))
 
     def take() -> Iterator[Item]:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]  # an item comes without an error
+        while not isinstance(item := ready.get(), _End):
+            room.release()
+            yield item
+        if item.error is not None:
+            raise item.error
 
     thread = threading.Thread(target=make, name="ahead", daemon=True)
     thread.start()
@@ -54,6 +51,7 @@ def ahead(items: Iterator[Item], *, depth: int) -> Iterator[Iterator[Item]]:
         yield take()
     finally:
         unwanted.set()
+        room.release()
         thread.join()
 
 
