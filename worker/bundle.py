@@ -55,10 +55,11 @@ def join_chunks(claimed: ClaimedStep, desk: Desk, chunks: Sequence[DoneChunk]) -
     job, options = claimed.job, Options.model_validate(claimed.job.options)
     index = read_index(desk, job)
     selected = select_frames(index.times, index.header.time_base, options.frames)
+    count = int(selected.sum())
     bad = [number for chunk in chunks for number in chunk.result["bad"]]
-    if len(bad) > options.max_bad_frames * selected.sum():
+    if len(bad) > options.max_bad_frames * count:
         raise TooManyBadFrames(
-            f"{len(bad)} of {selected.sum()} frames are damaged, and max_bad_frames takes {options.max_bad_frames:g}"
+            f"{len(bad)} of {count} frames are damaged, and max_bad_frames takes {options.max_bad_frames:g}"
         )
     stored: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="maskline-bundle-") as name:
@@ -84,9 +85,9 @@ def join_chunks(claimed: ClaimedStep, desk: Desk, chunks: Sequence[DoneChunk]) -
         areas.update({int(number): pixels for number, pixels in chunk.result["areas"].items()})
     warnings = dict.fromkeys([*index.header.warnings, *(each for chunk in chunks for each in chunk.result["warnings"])])
     return store_manifest(
-        claimed, desk, model=job.model, timing=_add_up(chunks, frames=int(selected.sum())),
+        claimed, desk, model=job.model, timing=_add_up(chunks, frames=count),
         source=describe(index.header), areas=areas, warnings=list(warnings), files=stored,
-        frames={"source": len(selected), "processed": int(selected.sum()), "bad": bad}, chunks=len(chunks),
+        frames={"source": len(selected), "processed": count, "bad": bad}, chunks=len(chunks),
     )  # fmt: skip
 
 

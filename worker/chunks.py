@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from shared.contract import Options
 from shared.inference.chunks import Chunk, begin_earlier
 from shared.inference.frames import Frame, read_frames
 from shared.lifecycle import ClaimedStep
-from worker.desk import Desk
+from worker.desk import Desk, timed
 from worker.manifest import describe_model, prefix_of, store
 from worker.outputs import Outputs, open_outputs
 from worker.pipeline import ahead, behind
@@ -92,11 +91,12 @@ def make_chunk(claimed: ClaimedStep, desk: Desk, engine: BatchSegmenter) -> Chun
             open_outputs(Path(folder), job.mode, options, index.header, first=chunk.first) as outputs,
         ):
             frames = read_frames(source, index, reach, wanted=wanted.tolist())
-            _segment(_timed(frames, tally), outputs, claimed, desk, engine, tally)
-        stored = []
-        with _stage(tally, "upload"):
-            for path, content_type in outputs.files:
-                stored.append(store(desk, prefix_of(claimed), path.name, path, content_type=content_type))
+            _segment(_time_decoding(frames, tally), outputs, job.mode, options, desk, engine, tally)
+        with timed(tally.seconds, "upload"):
+            stored = [
+                store(desk, prefix_of(claimed), path.name, path, content_type=content_type)
+                for path, content_type in outputs.files
+            ]
     timing = {f"{stage}_seconds": round(seconds, 6) for stage, seconds in sorted(tally.seconds.items())}
     result = {
         "files": stored, "bad": tally.bad, "areas": {str(number): pixels for number, pixels in outputs.areas.items()},
@@ -109,29 +109,29 @@ def make_chunk(claimed: ClaimedStep, desk: Desk, engine: BatchSegmenter) -> Chun
 def _segment(
     frames: Iterator[Frame],
     outputs: Outputs,
-    claimed: ClaimedStep,
+    mode: str,
+    options: Options,
     desk: Desk,
     engine: BatchSegmenter,
     tally: _Tally,
 ) -> None:
     """Put every frame through the model and hand it on to `outputs`, in order."""
-    job = claimed.job
-    recipe = Options.model_validate(job.options).recipe()
-    told_at = 0.0
+    recipe = options.recipe()
+    told_at: float | None = None
 
     def write(pair: "tuple[Frame, Segmentation | None]") -> None:
-        with _stage(tally, "encode"):
+        with timed(tally.seconds, "encode"):
             outputs.write(*pair)
 
     depth = 2 * engine.batch_images
     with ahead(frames, depth=depth) as decoded, behind(write, depth=depth) as hand_on:
         while batch := list(islice(decoded, engine.batch_images)):
             desk.checkpoint()
-            if time.monotonic() - told_at > TELL_SECONDS:
+            if told_at is None or time.monotonic() - told_at > TELL_SECONDS:
                 desk.tell("segmenting", tally.frames)
                 told_at = time.monotonic()
             images = [frame.image for frame in batch if frame.image is not None]
-            made = iter(engine.segment_batch(images, job.mode, recipe, checkpoint=desk.checkpoint) if images else ())
+            made = iter(engine.segment_batch(images, mode, recipe, checkpoint=desk.checkpoint) if images else ())
             for frame in batch:
                 segmentation = None if frame.image is None else next(made)
                 if segmentation is not None:
@@ -142,17 +142,10 @@ def _segment(
             tally.frames += sum(frame.number >= tally.first for frame in batch)
 
 
-def _timed(frames: Iterator[Frame], tally: _Tally) -> Iterator[Frame]:
+def _time_decoding(frames: Iterator[Frame], tally: _Tally) -> Iterator[Frame]:
     while True:
-        with _stage(tally, "decode"):
+        with timed(tally.seconds, "decode"):
             frame = next(frames, None)
         if frame is None:
             return
         yield frame
-
-
-@contextmanager
-def _stage(tally: _Tally, name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    tally.seconds[name] += time.perf_counter() - started

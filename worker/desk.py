@@ -1,6 +1,8 @@
 """What a step works with, whatever its kind."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,3 +23,11 @@ class Desk:
     checkpoint: Callable[[], None]
     """To be called between pieces of work; raises to stop it."""
     tell: Tell
+
+
+@contextmanager
+def timed(seconds: MutableMapping[str, float], stage: str) -> Iterator[None]:
+    """Add what the block takes to the stage's seconds."""
+    started = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

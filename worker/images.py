@@ -1,8 +1,6 @@
 """An image becomes a result: fetched, decoded, segmented, encoded, stored, and last of all its manifest."""
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.contract import Options
@@ -11,7 +9,7 @@ from shared.inference import masks, media
 from shared.inference.modes import MODES
 from shared.lifecycle import ClaimedStep
 from shared.models import Job
-from worker.desk import Desk
+from worker.desk import Desk, timed
 from worker.manifest import Result, describe_model, prefix_of, store, store_manifest
 
 if TYPE_CHECKING:
@@ -38,18 +36,18 @@ def make_result(claimed: ClaimedStep, desk: Desk, engine: Segmenter) -> Result:
     """
     job, options = claimed.job, Options.model_validate(claimed.job.options)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "download"):
+    with timed(seconds, "download"):
         source = _fetch(job, desk)
     desk.checkpoint()
-    with _timed(seconds, "decode"):
+    with timed(seconds, "decode"):
         image = media.read_image(source, max_pixels=desk.settings.worker.image_pixels)
     desk.tell("segmenting")
     made = engine.segment(image, job.mode, options.recipe(), checkpoint=desk.checkpoint)
     desk.tell("storing")
-    with _timed(seconds, "encode"):
+    with timed(seconds, "encode"):
         files = list(_encode(image, made, job.mode, options))
     prefix = prefix_of(claimed)
-    with _timed(seconds, "upload"):
+    with timed(seconds, "upload"):
         stored = [store(desk, prefix, name, body, content_type="image/png") for name, body in files]
     return store_manifest(
         claimed, desk, model=describe_model(made), timing=_describe_timing(made, seconds),
@@ -87,10 +85,3 @@ def _describe_timing(made: "Segmentation", seconds: dict[str, float]) -> dict[st
         "peak_gpu_bytes": made.peak_gpu_bytes,
         "device": made.model.device,
     }
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - started

@@ -85,11 +85,11 @@ def read_index(desk: Desk, job: Job) -> Index:
 
 
 def estimate_seconds_per_frame(session: Session, mode: str) -> float:
-    """What a frame took the model, on average over the last jobs of the mode."""
+    """What a frame took the model, on average over the mode's newest jobs that are done."""
     lately = (
         select(Job.timing)
         .where(Job.mode == mode, Job.state == JobState.SUCCEEDED)
-        .order_by(Job.finished_at.desc())
+        .order_by(Job.id.desc())  # by age, along the primary key
         .limit(LATELY)
         .subquery()
     )
