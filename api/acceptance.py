@@ -17,7 +17,7 @@ from api import idempotency
 from api.deps import Resources
 from api.errors import InvalidRequest
 from api.idempotency import Hold
-from api.kinds import HEAD_BYTES, tell_kind
+from api.kinds import tell_kind
 from api.routes.uploads import find_complete_upload
 from api.schemas import NewBatch
 from api.submissions import SentFile, Submission
@@ -26,6 +26,7 @@ from shared.broker import GPU, IO
 from shared.config import Jobs
 from shared.contract import Batch, Frames, Job, JobKind, Options, describe_batch, describe_job
 from shared.errors import NotFound, SourceChanged, SourceMissing, UploadIncomplete
+from shared.inference.signatures import HEAD_BYTES
 from shared.models import Batch as BatchRow
 from shared.models import Job as JobRow
 from shared.models import StepKind, Tenant, Upload, create_id

@@ -1,5 +1,6 @@
 """Workers in processes of their own, with a runner, a heart and a sleeping model each, that work when they are told."""
 
+import importlib
 import multiprocessing
 import uuid
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def quiet() -> None:
 
 
 def _work(settings: Settings, tenant_id: uuid.UUID, orders: Connection, given: "Synchronized[int]") -> None:
-    import worker.chunks  # noqa: F401  # else the first chunk pays for it
+    importlib.import_module("worker.chunks")  # else the first chunk pays for it
 
     def count(images: int) -> None:
         given.value += images

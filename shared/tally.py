@@ -68,13 +68,13 @@ def _reopen(session: Session, batch_id: uuid.UUID, retried: int) -> None:
 
 def _count_jobs(session: Session, batches: Collection[uuid.UUID]) -> dict[uuid.UUID, BatchJobs]:
     found = session.execute(
-        select(Job.batch_id, Job.state, func.count())
-        .where(Job.batch_id.in_(batches), Job.deleted_at.is_(None))
-        .group_by(Job.batch_id, Job.state)
+        select(Batch.id, Job.state, func.count())
+        .join(Job, Job.batch_id == Batch.id)
+        .where(Batch.id.in_(batches), Job.deleted_at.is_(None))
+        .group_by(Batch.id, Job.state)
     )
     counted: dict[uuid.UUID, dict[str, int]] = {each: {} for each in batches}
     for batch_id, state, number in found:
-        assert batch_id is not None  # noqa: S101 - for the type checker
         counted[batch_id][state] = number
     return {each: BatchJobs(total=sum(states.values()), **states) for each, states in counted.items()}
 

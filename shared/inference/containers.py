@@ -18,6 +18,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from shared.inference.errors import InvalidMedia, MediaLimit, OutOfMemory
+from shared.inference.signatures import HEAD_BYTES, find_container, is_still
 
 Source = BinaryIO | Path | str
 
@@ -38,12 +39,6 @@ each of FFmpeg's hundreds of others is one more to be attacked through."""
 
 _PATCHING = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 """Decoders that patch damaged places with what was there before and do not always tell, unless errors stop them."""
-_MOV_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
-_STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_TRANSPORT_PACKETS = ((188, 0), (192, 4), (204, 0))
-"""Length of a packet of a transport stream and where its sync byte stands: plain, with time codes, with parity."""
-_SYNC = 0x47
-_HEAD_BYTES = 4 * 204
 _BUFFER_BYTES = 1 << 16
 _GENERATE_TIMES: Final = 0x0001
 """FFmpeg's AVFMT_FLAG_GENPTS, which PyAV sets. Where times are missing throughout, it holds the file in memory."""
@@ -148,33 +143,23 @@ def _bound_memory(max_pixels: int) -> dict[str, str]:
     return {"max_pixels": str(2 * max_pixels + (1 << 20))}
 
 
-def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:  # noqa: ARG001
+def _refuse_to_open(*_: object) -> NoReturn:
     raise InvalidMedia("The recording refers to another file")
 
 
 def detect_format(file: WatchedFile) -> str:
     """The demuxer for what the first bytes say; the name of a file says nothing. InvalidMedia where there is none."""
     file.seek(0)
-    head = file.read(_HEAD_BYTES)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
         raise InvalidMedia("The file is empty")
-    if head[4:8] in _MOV_BOXES:
-        if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
-            raise InvalidMedia("The file is a still image, no recording")
-        return "mov"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return "matroska"
-    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
-        return "avi"
-    if head.startswith(b"\x00\x00\x01\xba"):
-        return "mpeg"
-    if head.startswith(b"FLV\x01"):
-        return "flv"
-    for length, offset in _TRANSPORT_PACKETS:
-        if len(head) > 2 * length + offset and {head[offset + k * length] for k in range(3)} == {_SYNC}:
-            return "mpegts"
-    raise InvalidMedia(_UNKNOWN)
+    if is_still(head):
+        raise InvalidMedia("The file is a still image, no recording")
+    name = find_container(head)
+    if name is None:
+        raise InvalidMedia(_UNKNOWN)
+    return name
 
 
 def _best_stream(container: InputContainer) -> VideoStream:

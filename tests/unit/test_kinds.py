@@ -21,8 +21,8 @@ PACKET = b"G" + bytes(187)
         (b"\x00\x00\x00\x08wide\x00\x00\x00\x00mdat", "recording"),
         (b"\x1a\x45\xdf\xa3", "recording"),
         (b"RIFF\x00\x00\x00\x00AVI LIST", "recording"),
-        (PACKET * 2, "recording"),
-        (bytes(4) + (PACKET + bytes(4)) * 2, "recording"),
+        (PACKET * 3, "recording"),
+        (bytes(4) + (PACKET + bytes(4)) * 3, "recording"),
         (b"\x00\x00\x01\xba", "recording"),
     ],
 )
