@@ -1,8 +1,16 @@
-"""Where the service may connect to on a customer's word: public addresses alone, checked once and then dialled."""
+"""Calls that the service makes on a customer's word: to public addresses alone, checked once and then dialled, and
+over in a given time."""
 
 import ipaddress
 import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
+
+import httpx2
 
 from shared.errors import MasklineError
 
@@ -18,6 +26,8 @@ _DENIED = tuple(
 )  # fmt: skip
 _IPV6_PUBLIC = ipaddress.ip_network("2000::/3")
 PORTS = frozenset({80, 443})
+UNREACHABLE = (OSError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
+"""What a call raises when there is no answer, or no end of it."""
 
 
 class AddressRefused(MasklineError):
@@ -48,3 +58,64 @@ def is_public(address: IPv4or6) -> bool:
     if address.version == 6 and address not in _IPV6_PUBLIC:
         return False
     return address.is_global and not address.is_multicast
+
+
+@contextmanager
+def open_answer(
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    content: str | None = None,
+    allow_private: bool,
+    connect_seconds: float,
+    silent_seconds: float,
+    total_seconds: float,
+) -> Iterator[httpx2.Response]:
+    """The answer to one request, its body not read yet; redirects are not followed, proxies not used.
+
+    The connection is cut after `total_seconds`, or when nothing came for `silent_seconds`. Raises AddressRefused as
+    `resolve` does, and what is UNREACHABLE.
+    """
+    parts, address = resolve(url, allow_private=allow_private)
+    dialled = httpx2.URL(url).copy_with(host=address)
+    told = {**headers, "host": parts.netloc, "user-agent": "Maskline"}
+    timeout = httpx2.Timeout(min(silent_seconds, total_seconds), connect=min(connect_seconds, total_seconds))
+    with _Deadline(total_seconds) as deadline, httpx2.Client(trust_env=False, timeout=timeout) as client:
+        extensions = {"sni_hostname": parts.hostname or "", "trace": deadline.watch}  # TLS verifies the name
+        with client.stream(
+            method, dialled, content=content, headers=told, extensions=extensions, follow_redirects=False
+        ) as answer:
+            yield answer
+
+
+class _Deadline:
+    """Shuts the connection down when the time of a call is over.
+
+    The client's own timeouts begin anew with every byte, so that a server that drips could hold the caller for ever.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._ends_at = time.monotonic() + seconds
+        self._connection: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def watch(self, event: str, details: dict[str, Any]) -> None:
+        """The client's `trace` hook, which is how it shows its connection."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._connection = details["return_value"].get_extra_info("socket")
+            if time.monotonic() >= self._ends_at:
+                self._cut()
+
+    def _cut(self) -> None:
+        if self._connection is not None:
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)

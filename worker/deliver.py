@@ -1,11 +1,7 @@
 """Sending webhooks: one signed POST per attempt, bounded in time and in what is read of the answer."""
 
-import socket
-import threading
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Self
 
 import httpx2
 import structlog
@@ -13,7 +9,7 @@ import structlog
 from shared import webhooks
 from shared.config import Webhooks
 from shared.db import SessionFactory
-from shared.egress import AddressRefused, resolve
+from shared.egress import UNREACHABLE, AddressRefused, open_answer
 from shared.webhooks import DueDelivery
 
 log = structlog.get_logger(__name__)
@@ -50,22 +46,18 @@ class Sender:
             return self._post(delivery, headers), None
         except AddressRefused as error:
             return None, str(error)
-        except (OSError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
+        except UNREACHABLE as error:
             return None, f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
 
     def _post(self, delivery: DueDelivery, headers: dict[str, str]) -> int:
-        limit = self._settings.total_timeout_seconds
-        parts, address = resolve(delivery.url, allow_private=self._settings.allow_private_addresses)
-        dialled = httpx2.URL(delivery.url).copy_with(host=address)
-        headers = {**headers, "host": parts.netloc, "content-type": "application/json", "user-agent": "Maskline"}
-        timeout = httpx2.Timeout(limit, connect=self._settings.connect_timeout_seconds)
-        with _Deadline(limit) as deadline, httpx2.Client(trust_env=False, timeout=timeout) as client:
-            extensions = {"sni_hostname": parts.hostname or "", "trace": deadline.watch}  # TLS verifies the name
-            with client.stream(
-                "POST", dialled, content=delivery.body, headers=headers, extensions=extensions, follow_redirects=False
-            ) as answer:
-                _read_some(answer)
-                return answer.status_code
+        settings = self._settings
+        with open_answer(
+            "POST", delivery.url, content=delivery.body, headers={**headers, "content-type": "application/json"},
+            allow_private=settings.allow_private_addresses, connect_seconds=settings.connect_timeout_seconds,
+            silent_seconds=settings.total_timeout_seconds, total_seconds=settings.total_timeout_seconds,
+        ) as answer:  # fmt: skip
+            _read_some(answer)
+            return answer.status_code
 
 
 def _read_some(answer: httpx2.Response) -> None:
@@ -76,35 +68,3 @@ def _read_some(answer: httpx2.Response) -> None:
             read += len(block)
             if read > READ_BYTES:
                 return
-
-
-class _Deadline:
-    """Shuts the connection down when the time of a call is over.
-
-    The client's own timeouts begin anew with every byte, so that a receiver that drips could hold the sender for ever.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._ends_at = time.monotonic() + seconds
-        self._connection: socket.socket | None = None
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def watch(self, event: str, details: dict[str, Any]) -> None:
-        """The client's `trace` hook, which is how it shows its connection."""
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            self._connection = details["return_value"].get_extra_info("socket")
-            if time.monotonic() >= self._ends_at:
-                self._cut()
-
-    def _cut(self) -> None:
-        if self._connection is not None:
-            with suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)
