@@ -50,6 +50,8 @@ STATUS: dict[type[MasklineError], int] = {
     errors.UploadIncomplete: 409,
     errors.UploadLost: 409,
     errors.SourceMissing: 404,
+    errors.SourceForbidden: 403,
+    errors.KindMismatch: 422,
     errors.StorageUnavailable: 503,
 }
 

@@ -4,13 +4,14 @@ import json
 import math
 import uuid
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from shared.contract import Batch, Job, ModeName, Options
+from shared.contract import Batch, Job, JobKind, ModeName, Options
 from shared.multipart import MOST_PARTS
+from shared.sources import Place
 
 METADATA_BYTES = 16_000
 METADATA_DEPTH = 16
@@ -51,7 +52,7 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _check_webhook_url(value: str) -> str:
+def _check_url(value: str) -> str:
     try:
         parts = urlsplit(_check_storable(value))
         port = parts.port
@@ -62,8 +63,14 @@ def _check_webhook_url(value: str) -> str:
     return value
 
 
+def _check_s3_url(value: str) -> str:
+    return str(Place.parse(value))
+
+
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
-WebhookUrl = Annotated[str, Field(max_length=URL_LENGTH), AfterValidator(_check_webhook_url)]
+WebhookUrl = Annotated[str, Field(max_length=URL_LENGTH), AfterValidator(_check_url)]
+S3Url = Annotated[str, Field(max_length=URL_LENGTH), AfterValidator(_check_storable), AfterValidator(_check_s3_url)]
+SourceUrl = Annotated[str, Field(max_length=URL_LENGTH), AfterValidator(_check_url)]
 Filename = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_check_storable)]
 ContentType = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.+-]+/[a-zA-Z0-9_.+-]+$", max_length=255)]
 PartNumber = Annotated[int, Field(ge=1, le=MOST_PARTS, strict=True)]
@@ -78,14 +85,29 @@ class JobSettings(Request):
     webhook_url: WebhookUrl | None = None
     metadata: Metadata = Field(default_factory=dict)
     priority: Priority = 0
+    expect: JobKind | None = Field(
+        default=None, description="What a source must be; one that is not makes no job, or one that fails at once."
+    )
 
 
-class UploadSource(Request):
-    upload_id: uuid.UUID
+class NewSource(Request):
+    """Exactly one of these. What is not an upload is fetched first, by a worker."""
+
+    upload_id: uuid.UUID | None = None
+    s3: Annotated[S3Url | None, Field(description="`s3://bucket/key`, of the buckets that the service reads.")] = None
+    url: Annotated[SourceUrl | None, Field(description="`https://…`")] = None
+
+    @model_validator(mode="after")
+    def _be_one(self) -> Self:
+        if len(self.model_fields_set) != 1 or all(each is None for each in (self.upload_id, self.s3, self.url)):
+            raise ValueError("needs exactly one of upload_id, s3 and url")
+        if self.s3 is not None and not Place.parse(self.s3).key:
+            raise ValueError("s3 needs a key behind the bucket")
+        return self
 
 
 class NewJob(JobSettings):
-    source: UploadSource
+    source: NewSource
 
 
 class JobPage(BaseModel):
@@ -96,7 +118,7 @@ class JobPage(BaseModel):
 class NewBatchItem(Request):
     """What becomes one job; its metadata is the job's."""
 
-    source: UploadSource
+    source: NewSource
     metadata: Metadata = Field(default_factory=dict)
 
 
@@ -105,7 +127,16 @@ class NewBatch(JobSettings):
 
     name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterValidator(_check_storable)]
     priority: Priority = BATCH_PRIORITY
-    items: Annotated[list[NewBatchItem], Field(min_length=1, max_length=BATCH_ITEMS)]
+    items: Annotated[list[NewBatchItem] | None, Field(min_length=1, max_length=BATCH_ITEMS)] = None
+    prefix: Annotated[
+        S3Url | None, Field(description="`s3://bucket/prefix`: every object whose key begins so becomes an item.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _have_items(self) -> Self:
+        if (self.items is None) == (self.prefix is None):
+            raise ValueError("needs either items or a prefix")
+        return self
 
 
 class BatchPage(BaseModel):

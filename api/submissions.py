@@ -1,12 +1,10 @@
-"""Reading `POST /v1/jobs`: a multipart form with a file, or JSON naming an upload. Both become one Submission."""
+"""Reading `POST /v1/jobs`: a multipart form with a file, or JSON naming a source. Both become one Submission."""
 
 import hashlib
 import json
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
@@ -16,12 +14,12 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from api.errors import InvalidRequest, TooLarge
-from api.schemas import JobSettings, NewJob
+from api.schemas import JobSettings, NewJob, NewSource
 from shared.config import Api
+from shared.sources import clean_name
 
-FORM_FIELDS = frozenset({"mode", "options", "webhook_url", "metadata", "priority"})
+FORM_FIELDS = frozenset({"mode", "options", "webhook_url", "metadata", "priority", "expect"})
 JSON_FIELDS = frozenset({"options", "metadata", "priority"})
-FILENAME_LENGTH = 255
 FIELD_BYTES = 64_000
 HASH_BLOCK_BYTES = 2**20
 
@@ -41,7 +39,7 @@ class SentFile:
 @dataclass(frozen=True, kw_only=True)
 class Submission:
     wanted: JobSettings
-    source: SentFile | uuid.UUID
+    source: SentFile | NewSource
     sha256: bytes
     """Of all that was asked for, the file included: what an Idempotency-Key stands for."""
 
@@ -66,9 +64,7 @@ def _read_json(body: bytes, limits: Api) -> Submission:
     if len(body) > limits.json_body_bytes:
         raise TooLarge(f"a JSON body may have at most {limits.json_body_bytes} bytes")
     wanted = _validate(NewJob, body)
-    return Submission(
-        wanted=wanted, source=wanted.source.upload_id, sha256=digest(wanted, str(wanted.source.upload_id).encode())
-    )
+    return Submission(wanted=wanted, source=wanted.source, sha256=digest(wanted))
 
 
 def _read_form(form: FormData, limits: Api) -> Submission:
@@ -87,7 +83,7 @@ def _read_form(form: FormData, limits: Api) -> Submission:
         fields[key] = _parse_json_field(key, value) if key in JSON_FIELDS else value
     wanted = _validate(JobSettings, json.dumps(fields).encode())
     source = SentFile(
-        name=_clean_name(file.filename),
+        name=clean_name(file.filename),
         content_type=file.content_type or "application/octet-stream",
         size_bytes=file.size or 0,
         body=file.file,
@@ -116,12 +112,6 @@ def _parse_json_field(name: str, value: str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _clean_name(name: str | None) -> str:
-    last = PureWindowsPath(PurePosixPath(name or "").name).name
-    printable = "".join(character for character in last if character.isprintable())
-    return printable[:FILENAME_LENGTH] or "file"
 
 
 def _hash_file(body: BinaryIO) -> bytes:

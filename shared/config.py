@@ -6,10 +6,10 @@ refused, because a misspelt limit must not silently become the default.
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic_settings
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "MASKLINE_"
@@ -17,6 +17,7 @@ CLIENT_VARIABLES = frozenset({"MASKLINE_URL", "MASKLINE_API_KEY", "MASKLINE_HOME
 
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
+SourcePlace = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(.+/)?)?$")]
 
 
 class SettingsError(Exception):
@@ -51,6 +52,17 @@ class Storage(Group):
     access_key: str | None = None
     secret_key: SecretStr | None = None
     link_seconds: int = Field(default=900, ge=1, le=7 * 86400)
+    sources: tuple[SourcePlace, ...] = ()
+    """What jobs may name as `s3://…`: `bucket` or `bucket/prefix/`, and `{tenant}` in it is the name of the tenant.
+
+    Read at the same endpoint with the same keys. Without `{tenant}`, every tenant may read all of it.
+    """
+
+    @model_validator(mode="after")
+    def _keep_to_ourselves(self) -> Self:
+        if any(each.partition("/")[0] == self.bucket for each in self.sources):
+            raise ValueError("sources may not name the bucket of the results, which holds every tenant's")
+        return self
 
 
 class Api(Group):
@@ -108,6 +120,18 @@ class Recordings(Group):
     duration_seconds: Seconds = 48 * 3600
 
 
+class Fetch(Group):
+    """Of sources that a job names by their URL."""
+
+    source_bytes: Bytes = 200 * 10**9
+    total_timeout_seconds: Seconds = 5 * 3600
+    connect_timeout_seconds: Seconds = 5
+    silent_seconds: Seconds = 30
+    """How long a server may send nothing, or next to nothing, before its answer is given up."""
+    allow_private_addresses: bool = False
+    """Only for sources on the same machine or network; `http://` goes then as well."""
+
+
 class Upkeep(Group):
     period_seconds: Seconds = 2
     worker_gone_seconds: Seconds = 60
@@ -158,6 +182,7 @@ class Settings(BaseSettings):
     jobs: Jobs = Jobs()
     worker: Worker = Worker()
     recordings: Recordings = Recordings()
+    fetch: Fetch = Fetch()
     upkeep: Upkeep = Upkeep()
     webhooks: Webhooks = Webhooks()
     models: Models = Models()

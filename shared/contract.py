@@ -151,11 +151,20 @@ class Links(Wire):
     retry: str
 
 
+class Source(Wire):
+    filename: str
+    size_bytes: int | None = Field(description="null until a source that has to be fetched was.")
+    location: str | None = Field(
+        description="Where it was fetched from, a URL without its query; null for a file that was sent or uploaded."
+    )
+
+
 class Job(Wire):
     id: uuid.UUID
     state: models.JobState
     mode: str
-    kind: JobKind
+    kind: JobKind | None = Field(description="null until a source that has to be fetched was.")
+    source: Source
     options: Options
     metadata: dict[str, Any]
     priority: int
@@ -260,6 +269,7 @@ def describe_job(row: models.Job, *, queue_position: int | None = None) -> Job:
             "state": row.state,
             "mode": row.mode,
             "kind": row.kind,
+            "source": {name: row.source.get(name) for name in Source.model_fields},
             "options": row.options,
             "metadata": row.details,
             "priority": row.priority,

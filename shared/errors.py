@@ -60,6 +60,29 @@ class SourceMissing(MasklineError):
     code = "source_missing"
 
 
+class SourceForbidden(MasklineError):
+    """A place that the service does not read, or not for this tenant."""
+
+    code = "source_forbidden"
+
+
+class SourceRefused(MasklineError):
+    """The server of a source does not give it to us."""
+
+    code = "source_refused"
+
+
+class SourceUnreachable(MasklineError):
+    code = "source_unreachable"
+    retryable = True
+
+
+class KindMismatch(MasklineError):
+    """The file is not what was expected, or the options are not for its kind."""
+
+    code = "kind_mismatch"
+
+
 class ModelChanged(MasklineError):
     """Chunks of one recording were made by unlike models; their masks do not belong together."""
 

@@ -55,6 +55,7 @@ class StepState(StrEnum):
 
 
 class StepKind(StrEnum):
+    FETCH = "fetch"
     PROBE = "probe"
     INFER = "infer"
     FINALIZE = "finalize"
@@ -167,14 +168,15 @@ class Job(Base):
     batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id", ondelete="SET NULL"), index=True)
     upload_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("uploads.id", ondelete="SET NULL"), index=True)
     state: Mapped[JobState]
-    kind: Mapped[str]
+    kind: Mapped[str | None]
+    """None until a source that has to be fetched was."""
     mode: Mapped[str]
     options: Mapped[dict[str, Any]]
     details: Mapped[dict[str, Any]] = mapped_column("metadata")
     """The customer's own metadata; the attribute has another name because SQLAlchemy owns that one."""
     priority: Mapped[int]
     source: Mapped[dict[str, Any]]
-    """{"key", "etag", "size_bytes", "filename"} of the object in the storage."""
+    """{"key", "etag", "size_bytes", "filename"} of an object in the storage, or as `shared/sources.py` says."""
     webhook_url: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
     stage: Mapped[str | None]

@@ -3,6 +3,7 @@
 import io
 import shutil
 import uuid
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutErr
 
 from shared import config
 from shared.errors import SourceChanged
-from shared.multipart import MultipartUploads
+from shared.multipart import MultipartUploads, choose_part_bytes
 from shared.remote_file import RemoteFile
 from shared.s3 import create_client, status, translated
 
@@ -32,6 +33,11 @@ TRANSFER = TransferConfig(multipart_threshold=32 * 2**20, multipart_chunksize=16
 class StoredObject:
     size_bytes: int
     etag: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedObject(StoredObject):
+    key: str
 
 
 def job_prefix(tenant_id: uuid.UUID, job_id: uuid.UUID) -> str:
@@ -69,6 +75,10 @@ class Storage:
         public_client = create_client(settings, public_url) if public_url else client
         return cls(client, public_client, bucket=settings.bucket, link_seconds=settings.link_seconds)
 
+    def other(self, bucket: str) -> Self:
+        """Another bucket behind the same clients; of sources that are not ours, so to be read alone."""
+        return type(self)(self._client, self._public_client, bucket=bucket, link_seconds=self._link_seconds)
+
     def ensure_bucket(self) -> None:
         """Create the bucket of a local stack; a deployed one has been given its bucket."""
         with translated():
@@ -94,6 +104,19 @@ class Storage:
         with translated():
             self._client.upload_file(
                 str(path), self._bucket, key, ExtraArgs={"ContentType": content_type}, Config=TRANSFER
+            )
+        return self.head(key)
+
+    def put_stream(self, key: str, body: BinaryIO, *, limit_bytes: int, content_type: str) -> StoredObject:
+        """Of a length that shows at its end, `limit_bytes` at most: in parts, of which one or two are in memory.
+
+        What reading `body` raises comes through, and leaves no parts behind.
+        """
+        part_bytes = choose_part_bytes(limit_bytes, smallest=TRANSFER.multipart_chunksize)
+        in_turn = TransferConfig(multipart_threshold=part_bytes, multipart_chunksize=part_bytes, use_threads=False)
+        with translated():
+            self._client.upload_fileobj(
+                body, self._bucket, key, ExtraArgs={"ContentType": content_type}, Config=in_turn
             )
         return self.head(key)
 
@@ -162,9 +185,14 @@ class Storage:
         return deleted
 
     def list_keys(self, prefix: str) -> list[str]:
+        return [each.key for each in self.list_objects(prefix)]
+
+    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
+        """By key, a page at a time. Raises SourceMissing when there is no such bucket."""
         with translated():
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            return [found["Key"] for page in pages for found in page.get("Contents", [])]
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+                for found in page.get("Contents", []):
+                    yield ListedObject(key=found["Key"], size_bytes=found["Size"], etag=found["ETag"].strip('"'))
 
     def link(self, key: str, *, filename: str | None = None) -> str:
         """A signed link to read the object, made fresh at every call and never stored."""

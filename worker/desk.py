@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shared.config import Settings
+from shared.models import Job
 from shared.storage import Storage
 
 
@@ -23,6 +24,11 @@ class Desk:
     checkpoint: Callable[[], None]
     """To be called between pieces of work; raises to stop it."""
     tell: Tell
+
+    def storage_of(self, job: Job) -> Storage:
+        """Where the job's file lies."""
+        bucket = job.source.get("bucket")
+        return self.storage.other(bucket) if bucket else self.storage
 
 
 @contextmanager

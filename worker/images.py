@@ -60,7 +60,7 @@ def _fetch(job: Job, desk: Desk) -> bytes:
     limit = desk.settings.worker.source_bytes
     if job.source["size_bytes"] > limit:
         raise SourceTooLarge(f"an image file may have at most {limit} bytes")
-    return desk.storage.read(job.source["key"], etag=job.source["etag"], limit_bytes=limit)
+    return desk.storage_of(job).read(job.source["key"], etag=job.source["etag"], limit_bytes=limit)
 
 
 def _encode(

@@ -75,7 +75,7 @@ def describe(header: Header) -> dict[str, Any]:
 def open_source(desk: Desk, job: Job) -> BinaryIO:
     """The recording in the storage, to be read in parts; use it as a context manager."""
     source = job.source
-    return desk.storage.open(source["key"], etag=source["etag"], size_bytes=source["size_bytes"])
+    return desk.storage_of(job).open(source["key"], etag=source["etag"], size_bytes=source["size_bytes"])
 
 
 def read_index(desk: Desk, job: Job) -> Index:

@@ -1,9 +1,9 @@
 """One step, start to end: claim it, run it, and write down how it ended.
 
 Every step ends in exactly one fenced write: done, failed, given back or stopped. A worker that lost its lease writes
-nothing at all. What happens in between is the business of `worker/images.py` for an image, and for a recording of
-`worker/probe.py`, `worker/chunks.py` and `worker/bundle.py`; how several images share the model, each of them living
-the same life as one alone, is `worker/rounds.py`.
+nothing at all. What happens in between is the business of `worker/fetch.py` for a source that lies elsewhere, of
+`worker/images.py` for an image, and for a recording of `worker/probe.py`, `worker/chunks.py` and `worker/bundle.py`;
+how several images share the model, each of them living the same life as one alone, is `worker/rounds.py`.
 """
 
 import time
@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from shared import chunks, lifecycle, queue
+from shared import chunks, lifecycle, queue, sources
 from shared.broker import Hints
 from shared.config import Settings
 from shared.contract import Failure
@@ -31,6 +31,7 @@ from shared.locks import Lease
 from shared.models import Step, StepKind, Worker
 from shared.storage import Storage
 from worker.desk import Desk
+from worker.fetch import Fetched, fetch
 from worker.heart import Draining, Flag, Heart, Hold, Stopped
 from worker.images import Segmenter, make_result
 from worker.manifest import Result
@@ -196,6 +197,8 @@ class Runner:
 
             self._mode_loaded = claimed.job.mode
             return partial(self._finish_chunk, claimed, make_chunk(claimed, desk, self._engine))
+        if claimed.kind == StepKind.FETCH:
+            return partial(_start, claimed, fetch(claimed, desk))
         if claimed.kind == StepKind.PROBE:
             from worker.probe import estimate_seconds_per_frame, make_plan
 
@@ -260,6 +263,14 @@ class Runner:
                 for step in ending.queued[:MOST_HINTS]:
                     self._hints.wake(step.queue, step.id)
                 return
+
+
+def _start(claimed: ClaimedStep, fetched: Fetched, session: Session) -> Ending:
+    try:
+        step = sources.finish_fetch(session, claimed.lease, kind=fetched.kind, source=fetched.source)
+    except InvalidTransition:
+        return _stop(session, claimed.lease)
+    return Ending(outcome="fetched", queued=[step])
 
 
 def _plan(claimed: ClaimedStep, plan: "Plan", session: Session) -> Ending:

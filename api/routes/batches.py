@@ -24,7 +24,7 @@ POLL_AFTER_SECONDS = 5
 SECONDS_PER_ITEM = 0.05  # that looking at an upload may take when the storage is slow
 
 
-@router.post("", status_code=202, responses=describe_problems(401, 409, 413, 422, 503))
+@router.post("", status_code=202, responses=describe_problems(401, 403, 404, 409, 413, 422, 503))
 def submit_batch(
     wanted: NewBatch,
     response: Response,
@@ -32,10 +32,11 @@ def submit_batch(
     tenant: CurrentTenant,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Batch:
-    """One job for every item, all of them or none; the refusal names the items that are wrong."""
+    """One job for every item, or for every object under a prefix: all of them or none. The refusal names the items that
+    are wrong."""
     batch = idempotency.answer_once(
         resources, tenant, idempotency.parse_key(idempotency_key) if idempotency_key is not None else None,
-        request_sha256=digest(wanted), extra_seconds=SECONDS_PER_ITEM * len(wanted.items),
+        request_sha256=digest(wanted), extra_seconds=SECONDS_PER_ITEM * len(wanted.items or ()),
         accept=lambda hold: acceptance.accept_batch(resources, tenant, wanted, hold),
         recall=lambda session, batch_id: _read(session, tenant, batch_id),
     )  # fmt: skip

@@ -45,6 +45,7 @@ _SUBMIT_BODY = {
                         "webhook_url": {"type": "string", "format": "uri"},
                         "metadata": {"type": "string", "description": "a JSON object of your own"},
                         "priority": {"type": "integer"},
+                        "expect": {"type": "string", "enum": ["image", "recording"]},
                     },
                 }
             },
@@ -60,7 +61,7 @@ _SUBMIT_BODY = {
     response_model=Job,
     responses={
         200: {"model": Job, "description": "Finished within `Prefer: wait`"},
-        **describe_problems(401, 404, 409, 413, 422, 503),
+        **describe_problems(401, 403, 404, 409, 413, 422, 503),
     },
     openapi_extra=_SUBMIT_BODY,
 )
@@ -72,7 +73,7 @@ async def submit_job(
     idempotency_key: Annotated[str | None, Header()] = None,
     prefer: Annotated[str | None, Header()] = None,
 ) -> Job:
-    """Submit an image or a recording, as a file in a form or as an upload named in JSON."""
+    """Submit an image or a recording: as a file in a form, or in JSON as an upload, an object in S3 or a URL."""
     key = idempotency.parse_key(idempotency_key) if idempotency_key is not None else None
     wait_seconds = _parse_wait(prefer)
     async with read_submission(request, resources.settings.api) as submission:

@@ -17,7 +17,7 @@ from tests.integration.conftest import BAD_MEDIA, Broker, MakeJob, Submit, probl
 from tests.integration.workbench import Workbench
 
 JOB_FIELDS = {
-    "id", "state", "mode", "kind", "options", "metadata", "priority", "batch_id", "attempts", "progress",
+    "id", "state", "mode", "kind", "source", "options", "metadata", "priority", "batch_id", "attempts", "progress",
     "queue_position", "cancel_requested_at", "created_at", "started_at", "finished_at", "expires_at", "timing", "model",
     "error", "links",
 }  # fmt: skip

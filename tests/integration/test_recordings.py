@@ -273,4 +273,4 @@ def test_more_damage_than_was_agreed_to_fails_the_job(
 
 def test_an_image_has_no_frames_to_choose_from(submit: Submit) -> None:
     answer = submit(options={"frames": {"every": 2}})
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert (answer.status_code, answer.json()["code"]) == (422, "kind_mismatch")

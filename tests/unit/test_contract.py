@@ -19,7 +19,7 @@ def row(**values: Any) -> Job:
     """A job's row as the database would give it."""
     chosen: dict[str, Any] = {
         "id": create_id(), "tenant_id": create_id(), "state": JobState.QUEUED, "kind": "image", "mode": "demo",
-        "options": {}, "details": {}, "priority": 0, "attempts": 0, "frames_done": 0,
+        "source": {"filename": "a.png"}, "options": {}, "details": {}, "priority": 0, "attempts": 0, "frames_done": 0,
         "created_at": MOMENT, "queued_at": MOMENT,
     }  # fmt: skip
     return Job(**(chosen | values))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.kinds import tell_kind
+from shared.kinds import tell_kind
 
 PACKET = b"G" + bytes(187)
 
