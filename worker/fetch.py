@@ -35,6 +35,8 @@ NEXT_TO_NOTHING_BYTES = 64 * 2**10
 WORTH_GOING_ON_BYTES = 2**20
 """A connection that broke sooner is not taken up again at once; the step is, after a pause."""
 
+TOO_LATE = "the file did not come in the time there is for one"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
@@ -100,10 +102,12 @@ def read_body(url: str, limits: Fetch, *, checkpoint: Callable[[], None]) -> Ite
                         raise SourceTooLarge(f"a file may have at most {limits.source_bytes} bytes to be fetched")
                     checkpoint()
                     yield block
+            if time.monotonic() < ends_at:
                 return
+            raise SourceUnreachable(TOO_LATE)  # where no length was told, a connection we cut looks like the end
         except UNREACHABLE as error:
             if time.monotonic() >= ends_at:
-                raise SourceUnreachable("the file did not come in the time there is for one") from error
+                raise SourceUnreachable(TOO_LATE) from error
             if unchanged is None or position - began_at < WORTH_GOING_ON_BYTES:
                 raise SourceUnreachable(f"the file cannot be had: {type(error).__name__}") from error
             log.info("a download goes on after its connection broke", position=position, error=type(error).__name__)
@@ -127,8 +131,17 @@ def _open(url: str, limits: Fetch, *, ends_at: float, start: int, unchanged: str
                 _check_answer(answer, start=start)
                 yield answer
                 return
-            url = urljoin(url, answer.headers.get("location", ""))
+            url = _follow(url, answer.headers.get("location", ""))
     raise SourceRefused(f"the server redirects more than {MOST_REDIRECTS} times")
+
+
+def _follow(url: str, location: str) -> str:
+    try:
+        target = urljoin(url, location)
+        urlsplit(target)
+    except ValueError as error:
+        raise SourceRefused("the server leads to what is no URL") from error
+    return target
 
 
 def _check_answer(answer: httpx2.Response, *, start: int) -> None:
