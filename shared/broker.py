@@ -16,7 +16,8 @@ from shared.config import Broker
 
 RUN = "maskline.run"
 DELIVER = "maskline.deliver"
-GPU, IO = "gpu", "io"
+GPU, IO, WEBHOOKS = "gpu", "io", "webhooks"
+"""The queues. Webhooks have their own, as a download or the joining of a long recording may take hours."""
 BACKLOG = 1000
 CHECK_SECONDS = 2
 EXPIRES_SECONDS = 300  # by then upkeep has hinted many times over
@@ -83,7 +84,7 @@ class Hints:
 
     def wake_sender(self) -> None:
         """There may be a webhook to deliver."""
-        self._put((DELIVER, IO, []))
+        self._put((DELIVER, WEBHOOKS, []))
 
     def check(self) -> str | None:
         """What keeps hints from being sent, or None."""

@@ -48,9 +48,13 @@ def source_key(tenant_id: uuid.UUID, job_id: uuid.UUID) -> str:
     return f"{job_prefix(tenant_id, job_id)}source"
 
 
+def step_prefix(tenant_id: uuid.UUID, job_id: uuid.UUID, *, ordinal: int) -> str:
+    return f"{job_prefix(tenant_id, job_id)}steps/{ordinal:05d}/"
+
+
 def attempt_prefix(tenant_id: uuid.UUID, job_id: uuid.UUID, *, ordinal: int, attempt: int) -> str:
     """Where one attempt of one step writes; no other attempt ever writes there."""
-    return f"{job_prefix(tenant_id, job_id)}steps/{ordinal:05d}/attempts/{attempt}/"
+    return f"{step_prefix(tenant_id, job_id, ordinal=ordinal)}attempts/{attempt}/"
 
 
 def upload_key(tenant_id: uuid.UUID, upload_id: uuid.UUID) -> str:

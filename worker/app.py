@@ -1,4 +1,4 @@
-"""The Celery process: `celery -A worker.app worker -P prefork -c 1 -Q gpu` (or `-Q io`).
+"""The Celery process: `celery -A worker.app worker -P prefork -c 1 -Q gpu` (or `-Q io`, `-Q webhooks`).
 
 The parent only passes messages on and never loads torch; each child builds its own resources after the fork.
 """
@@ -11,7 +11,7 @@ import structlog
 from celery import Celery, signals
 
 from shared import log as logs
-from shared.broker import GPU, IO, RUN, celery_settings
+from shared.broker import DELIVER, GPU, IO, RUN, WEBHOOKS, celery_settings
 from shared.config import load_settings
 from worker.process import WorkerProcess
 
@@ -33,8 +33,8 @@ def configure_logging(**_: Any) -> None:
 @signals.celeryd_after_setup.connect
 def learn_queue(instance: Any, **_: Any) -> None:
     queues = set(instance.app.amqp.queues.consume_from)
-    if len(queues) != 1 or not queues <= {GPU, IO}:
-        raise SystemExit(f"a worker serves exactly one queue, -Q {GPU} or -Q {IO}")
+    if len(queues) != 1 or not queues <= {GPU, IO, WEBHOOKS}:
+        raise SystemExit(f"a worker serves exactly one queue, -Q {GPU}, -Q {IO} or -Q {WEBHOOKS}")
     (app.queue_name,) = queues
     if "torch" in sys.modules:
         raise SystemExit("the parent process must not load torch: its children could not use the device")
@@ -48,7 +48,10 @@ def build_process(**_: Any) -> None:
 @signals.worker_ready.connect
 def look_for_work(**_: Any) -> None:
     """What was queued while no worker lived had its hints long ago."""
-    app.send_task(RUN, args=["at start"], queue=app.queue_name)
+    if app.queue_name == WEBHOOKS:
+        app.send_task(DELIVER, queue=WEBHOOKS)
+    else:
+        app.send_task(RUN, args=["at start"], queue=app.queue_name)
 
 
 @signals.worker_shutting_down.connect

@@ -19,6 +19,7 @@ from shared.errors import SourceMissing, SourceRefused, SourceTooLarge, SourceUn
 from shared.inference.signatures import HEAD_BYTES
 from shared.lifecycle import ClaimedStep
 from shared.sources import check_kind
+from shared.storage import step_prefix
 from worker.desk import Desk
 from worker.manifest import prefix_of
 
@@ -50,6 +51,9 @@ def fetch(claimed: ClaimedStep, desk: Desk) -> Fetched:
     place = claimed.job.source
     if "url" not in place:
         return _look_up(claimed, desk)
+    if claimed.lease.attempt > 1:  # what a killed one had stored may be large, and nothing else would ever name it
+        job = claimed.job
+        desk.storage.delete_prefix(step_prefix(job.tenant_id, job.id, ordinal=claimed.ordinal))
     limits, key = desk.settings.fetch, f"{prefix_of(claimed)}source"
     blocks = read_body(place["url"], limits, checkpoint=desk.checkpoint)
     head = _take(blocks, HEAD_BYTES)

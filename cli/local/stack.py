@@ -197,6 +197,7 @@ class Stack:
             make("api", api_arguments(port), lambda _: answers(self.url, "/readyz")),
             make("upkeep", ("-m", "worker.upkeep")),
             worker("io0", "io", PROCESSES_OF_IO),
+            worker("webhooks0", "webhooks", 1),
             *(worker(f"gpu{number}", "gpu", 1) for number in range(self._gpu_workers)),
         ]
 

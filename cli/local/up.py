@@ -15,7 +15,7 @@ from cli.local.logs import Follower
 from cli.local.stack import Stack
 from shared.config import SettingsError, load_settings
 
-APPS = ("api", "upkeep", "io0")
+APPS = ("api", "upkeep", "io0", "webhooks0")
 POLL_SECONDS = 0.1
 
 

@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from shared import lateness, lifecycle, tenants
-from shared.broker import DELIVER, GPU, IO, RUN, Hints
+from shared.broker import DELIVER, GPU, RUN, WEBHOOKS, Hints
 from shared.config import Settings
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
@@ -329,7 +329,7 @@ class Broker:
 
     def senders(self) -> int:
         """How often the sender of webhooks was woken."""
-        return sum(task == DELIVER for task, _ in self._waiting(IO))
+        return sum(task == DELIVER for task, _ in self._waiting(WEBHOOKS))
 
     def _waiting(self, queue: str) -> list[tuple[str, list[str]]]:
         messages = [json.loads(each) for each in self.client.lrange(f"maskline:{queue}", 0, -1)]

@@ -17,7 +17,8 @@ from shared.config import Fetch, Settings
 from shared.contract import JobKind
 from shared.db import SessionFactory
 from shared.egress import AddressRefused
-from shared.errors import MasklineError, SourceRefused, SourceTooLarge, SourceUnreachable
+from shared.errors import MasklineError, SourceMissing, SourceRefused, SourceTooLarge, SourceUnreachable
+from shared.lifecycle import ClaimedStep
 from shared.models import Batch, Job, JobState, StepKind
 from shared.storage import Storage, job_prefix
 from tests.integration.conftest import (
@@ -31,11 +32,13 @@ from tests.integration.conftest import (
     read_steps,
     serve,
     small_image,
+    take_back,
     wait_until,
 )
 from tests.integration.scripted import Answer, ScriptedService, hang_up, run_scripted, say
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 from worker.fetch import WORTH_GOING_ON_BYTES, read_body
+from worker.manifest import prefix_of
 from worker.upkeep import Upkeep
 
 ETAG = '"the-same"'
@@ -326,6 +329,26 @@ def test_a_server_in_trouble_is_asked_again_later(
         make_late(session, "steps", "run_after")
     run(workbench)
     assert read_job(sessions, job).state == JobState.SUCCEEDED
+
+
+def test_what_a_killed_attempt_had_stored_goes_with_the_next_one(
+    submit_source: Send, server: ScriptedService, workbench: Workbench, sessions: SessionFactory,
+    claim: Callable[..., ClaimedStep | None],
+) -> None:  # fmt: skip
+    submit_source({"url": f"{server.url}/a.png"})
+    killed = claim(queue_name=IO)
+    assert killed is not None
+    storage, prefix = workbench.storage, prefix_of(killed)
+    storage.put(f"{prefix}source", CONTENT, content_type="application/octet-stream")
+    begun = storage.multipart.begin(f"{prefix}source", content_type="application/octet-stream")
+    take_back(sessions, killed.job)
+    server.script(say(200, small_image()))
+    workbench.run(queue_name=IO)
+    row = read_only(sessions, Job)
+    assert storage.list_keys(prefix) == []
+    with pytest.raises(SourceMissing):
+        storage.multipart.list_parts(f"{prefix}source", begun)
+    assert storage.read(row.source["key"], limit_bytes=10**6) == small_image()
 
 
 def test_a_cancel_ends_a_download_and_nothing_of_it_stays(
