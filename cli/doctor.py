@@ -42,7 +42,7 @@ def examine(settings: "Settings", *, url: str | None, api_key: str | None) -> It
     if access.names_servers():
         yield examine_database(settings)
         yield examine_redis(settings)
-        yield examine_storage(settings)
+        yield from examine_storage(settings)
     else:
         for subject in ("database", "Redis", "S3"):
             yield Finding(mark="–", subject=subject, says="none is named here; `maskline up` starts a local stack")
@@ -223,16 +223,19 @@ def examine_redis(settings: "Settings") -> Finding:
     return Finding(mark="✓", subject="Redis", says="answers")
 
 
-def examine_storage(settings: "Settings") -> Finding:
+def examine_storage(settings: "Settings") -> Iterator[Finding]:
+    """The bucket of the results, and each from which sources are read."""
     from shared.errors import MasklineError
     from shared.storage import Storage
 
-    try:
-        Storage.from_settings(settings.storage).check()
-    except (MasklineError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        says = f"{error}; see to the bucket {settings.storage.bucket!r} and to MASKLINE_STORAGE__…"
-        return Finding(mark="✗", subject="S3", says=says)
-    return Finding(mark="✓", subject="S3", says=f"the bucket {settings.storage.bucket} answers")
+    sources = {each.partition("/")[0]: "MASKLINE_STORAGE__SOURCES" for each in settings.storage.sources}
+    for bucket, named_by in {settings.storage.bucket: "MASKLINE_STORAGE__…", **sources}.items():
+        try:
+            Storage.from_settings(settings.storage).other(bucket).check()
+        except (MasklineError, ValueError) as error:  # ValueError: an endpoint that is no URL
+            yield Finding(mark="✗", subject="S3", says=f"{error}; see to the bucket {bucket!r} and to {named_by}")
+        else:
+            yield Finding(mark="✓", subject="S3", says=f"the bucket {bucket} answers")
 
 
 def examine_disk(

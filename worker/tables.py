@@ -1,6 +1,6 @@
 """What a recording's masks say in rows: the area of each class per frame, and the frames with their exact times.
 
-Both are Parquet, the areas as lines of JSON too. Each chunk writes its own files, and joined they are byte for byte
+Both are Parquet, the areas as lines of JSON too. Each chunk writes areas of its own, and joined they are byte for byte
 what a single writer makes. Only frames that were segmented have areas; `frames` has a row for every frame there is.
 """
 
@@ -223,14 +223,6 @@ def read_areas(path: Path) -> Iterator[FrameAreas]:
             yield FrameAreas(frame, pts, pixels)
 
 
-def read_frames(path: Path) -> Iterator[FrameRow]:
-    """The rows of `frames` in order; memory and errors as in `read_areas`."""
-    with _open(path, _FRAMES) as (parquet, _):
-        for group in _read_groups(parquet, ["frame", "pts", "chunk", "processed", "bad"]):
-            for frame, pts, chunk, processed, bad in zip(*group, strict=True):
-                yield FrameRow(frame, pts, chunk, processed, bad)
-
-
 def join_areas(parts: Iterable[Path], out: Path, lines: Path) -> None:
     """Put files of `areas` together in their order, as Parquet `out` and as JSON `lines`, one object per frame:
     {"frame", "pts", "seconds", "classes": {name: {"id", "pixels", "fraction"}}}.
@@ -253,23 +245,6 @@ def join_areas(parts: Iterable[Path], out: Path, lines: Path) -> None:
                     writer.write(row)
                     json.dump(_describe(row, header), file, ensure_ascii=False, separators=(",", ":"))
                     file.write("\n")
-        if writer is None:
-            raise ValueError("there are no parts to join")
-
-
-def join_frames(parts: Iterable[Path], out: Path) -> None:
-    """Put files of `frames` together in their order; parts, memory and errors as in `join_areas`."""
-    with ExitStack() as files:
-        writer: FramesWriter | None = None
-        for number, path in enumerate(parts):
-            with _naming(number, path):
-                with _open(path, _FRAMES) as (_, metadata):
-                    time_base = Fraction(metadata["time_base"])
-                writer = writer or files.enter_context(FramesWriter(out, time_base))
-                if time_base != writer.time_base:
-                    raise InvalidMedia("Another time base than the parts before")
-                for row in read_frames(path):
-                    writer.write(row)
         if writer is None:
             raise ValueError("there are no parts to join")
 

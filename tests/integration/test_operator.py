@@ -57,13 +57,20 @@ def test_migrating_again_changes_nothing(type_in: Typed) -> None:
 def test_real_servers_are_well(settings: Settings, storage: Storage) -> None:
     assert examine_database(settings).mark == "✓"
     assert examine_redis(settings).mark == "✓"
-    assert examine_storage(settings).mark == "✓"
+    assert [found.mark for found in examine_storage(settings)] == ["✓"]
 
 
 def test_a_bucket_that_is_not_there_is_named(settings: Settings) -> None:
-    found = examine_storage(settings)
+    [found] = examine_storage(settings)
     assert found.mark == "✗"
     assert settings.storage.bucket in found.says
+
+
+def test_a_bucket_of_sources_that_is_not_there_is_named_with_its_setting(settings: Settings, storage: Storage) -> None:
+    sources = settings.storage.model_copy(update={"sources": ("nobodys-bucket/a/", "nobodys-bucket/b/")})
+    ours, theirs = examine_storage(settings.model_copy(update={"storage": sources}))
+    assert (ours.mark, theirs.mark) == ("✓", "✗")
+    assert "'nobodys-bucket' and to MASKLINE_STORAGE__SOURCES" in theirs.says
 
 
 @pytest.mark.parametrize(

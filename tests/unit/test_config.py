@@ -27,6 +27,18 @@ def test_lists_are_given_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().worker.modes == ("demo", "fast")
 
 
+@pytest.mark.parametrize("sources", ['["UPPER"]', '["bucket/prefix"]', '["s3://bucket"]', '["masks/a/"]', "bucket"])
+def test_sources_are_buckets_and_folders_in_them_and_never_the_bucket_of_the_results(
+    monkeypatch: pytest.MonkeyPatch, sources: str
+) -> None:
+    monkeypatch.setenv("MASKLINE_STORAGE__BUCKET", "masks")
+    monkeypatch.setenv("MASKLINE_STORAGE__SOURCES", '["footage", "films/{tenant}/"]')
+    assert load_settings().storage.sources == ("footage", "films/{tenant}/")
+    monkeypatch.setenv("MASKLINE_STORAGE__SOURCES", sources)
+    with pytest.raises(SettingsError, match="MASKLINE_STORAGE"):
+        load_settings()
+
+
 def test_a_mode_can_be_read_from_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKLINE_MODELS__SOTA__SOURCE", "/models/sota")
     monkeypatch.setenv("MASKLINE_MODELS__CACHE_FOLDER", "/models/cache")

@@ -133,10 +133,8 @@ def test_lines_are_one_object_for_each_frame(tmp_path: Path) -> None:
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     areas = write_areas(tmp_path / "areas.parquet", make_areas(40))
-    frames = write_frames(tmp_path / "frames.parquet", make_frames(40))
     assert tables.read_areas_header(areas) == HEADER
     assert list(tables.read_areas(areas)) == make_areas(40)
-    assert list(tables.read_frames(frames)) == make_frames(40)
 
 
 # --- joining -------------------------------------------------------------------------------------------------------
@@ -155,15 +153,6 @@ def test_joined_areas_are_the_file_that_one_writer_makes(
     assert list(tables.read_areas(tmp_path / "areas.parquet")) == rows
     lines = (tmp_path / "areas.jsonl").read_text().splitlines()
     assert [json.loads(line)["frame"] for line in lines] == [row.frame for row in rows]
-
-
-@pytest.mark.parametrize("size", [1, 3, 7, 40])
-def test_joined_frames_are_the_file_that_one_writer_makes(tmp_path: Path, size: int) -> None:
-    rows = make_frames(40)
-    whole = write_frames(tmp_path / "whole.parquet", rows)
-    parts = [write_frames(tmp_path / f"{start}.parquet", rows[start : start + size]) for start in range(0, 40, size)]
-    tables.join_frames(parts, tmp_path / "frames.parquet")
-    assert (tmp_path / "frames.parquet").read_bytes() == whole.read_bytes()
 
 
 def test_a_group_of_rows_ends_with_a_frame_and_is_all_that_is_held(
@@ -215,20 +204,9 @@ def test_parts_of_another_kind_or_order_are_refused_by_name(
     assert not {"areas.parquet", "areas.jsonl"} & {path.name for path in tmp_path.iterdir()}
 
 
-def test_frames_of_another_clock_or_order_are_refused_by_name(tmp_path: Path) -> None:
-    one = write_frames(tmp_path / "one.parquet", make_frames(6))
-    for rows, time_base in ((make_frames(8)[6:], Fraction(1, 1000)), (make_frames(8)[5:], HEADER.time_base)):
-        two = write_frames(tmp_path / "two.parquet", rows, time_base)
-        with pytest.raises(InvalidMedia, match=r"Part 1 \(two.parquet\)"):
-            tables.join_frames([one, two], tmp_path / "frames.parquet")
-        assert not (tmp_path / "frames.parquet").exists()
-
-
 def test_nothing_cannot_be_joined(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no parts"):
         tables.join_areas([], tmp_path / "areas.parquet", tmp_path / "areas.jsonl")
-    with pytest.raises(ValueError, match="no parts"):
-        tables.join_frames([], tmp_path / "frames.parquet")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,6 +265,13 @@ def test_areas_ascend_and_fill_the_frame_and_nothing_is_left_otherwise(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         write_areas(tmp_path / "areas.parquet", [FrameAreas(5, 50, {0: PIXELS}), row])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("row", [FrameRow(5, 100, 0, True, False), FrameRow(6, 50, 0, True, False)])
+def test_frames_ascend_and_nothing_is_left_otherwise(tmp_path: Path, row: FrameRow) -> None:
+    with pytest.raises(ValueError, match="come after"):
+        write_frames(tmp_path / "frames.parquet", [FrameRow(5, 50, 0, True, False), row])
     assert list(tmp_path.iterdir()) == []
 
 
