@@ -50,6 +50,7 @@ STATUS: dict[type[MasklineError], int] = {
     errors.UploadIncomplete: 409,
     errors.UploadLost: 409,
     errors.SourceMissing: 404,
+    errors.SourceChanged: 409,
     errors.SourceForbidden: 403,
     errors.KindMismatch: 422,
     errors.StorageUnavailable: 503,

@@ -1,7 +1,7 @@
 """What a submission names as its source, looked at as far as that costs no more than a moment.
 
-A file is stored, an upload must be complete and its first bytes are read; what lies elsewhere is for a worker to fetch,
-and only whether it may be is checked here. Nothing of this is a job yet: that is `api/acceptance.py`.
+A file is stored, an upload must be complete; what lies elsewhere is for a worker to fetch, and only whether it may be
+is checked here. Nothing of this is a job yet: that is `api/acceptance.py`.
 """
 
 import uuid
@@ -30,6 +30,7 @@ from shared.errors import (
     UploadIncomplete,
 )
 from shared.inference.signatures import HEAD_BYTES
+from shared.kinds import tell_kind
 from shared.models import Tenant, Upload
 from shared.sources import Place, check_kind, check_may_read, describe_remote
 from shared.storage import source_key
@@ -55,7 +56,8 @@ def store_file(resources: Resources, tenant: Tenant, job_id: uuid.UUID, file: Se
     """Nothing is stored if it is not what was expected, or the options do not suit it."""
     head = file.body.read(HEAD_BYTES)
     file.body.seek(0)
-    kind = check_kind(head, wanted.options, filename=file.name, content_type=file.content_type, expect=wanted.expect)
+    kind = tell_kind(head, filename=file.name, content_type=file.content_type)
+    check_kind(kind, wanted.options, filename=file.name, expect=wanted.expect)
     key = source_key(tenant.id, job_id)
     stored = resources.storage.put(key, file.body, content_type=file.content_type)
     place = {"key": key, "etag": stored.etag, "size_bytes": stored.size_bytes, "filename": file.name}
@@ -65,7 +67,7 @@ def store_file(resources: Resources, tenant: Tenant, job_id: uuid.UUID, file: Se
 def look_at(resources: Resources, tenant: Tenant, source: NewSource, wanted: JobSettings) -> Source:
     """Raises what is TROUBLE, and StorageUnavailable."""
     if source.upload_id is not None:
-        return _look_at_upload(resources, find_complete_upload(resources, tenant, source.upload_id), wanted)
+        return _describe_upload(find_complete_upload(resources, tenant, source.upload_id), wanted)
     return _look_elsewhere(resources, tenant, source, wanted)
 
 
@@ -112,11 +114,9 @@ def list_prefix(resources: Resources, tenant: Tenant, prefix: str, wanted: JobSe
     return found
 
 
-def _look_at_upload(resources: Resources, upload: Upload, wanted: JobSettings) -> Source:
-    head = resources.storage.read(upload.storage_key, etag=upload.etag, limit_bytes=HEAD_BYTES)
-    kind = check_kind(
-        head, wanted.options, filename=upload.filename, content_type=upload.content_type, expect=wanted.expect
-    )
+def _describe_upload(upload: Upload, wanted: JobSettings) -> Source:
+    kind: JobKind = "recording" if upload.kind == "recording" else "image"
+    check_kind(kind, wanted.options, filename=upload.filename, expect=wanted.expect)
     place = {"key": upload.storage_key, "etag": upload.etag, "size_bytes": upload.size_bytes}
     return Source(kind=kind, upload_id=upload.id, place={**place, "filename": upload.filename})
 
@@ -154,8 +154,8 @@ def _look_at_item(
 ) -> Source | Wrong:
     try:
         if isinstance(item, Upload):
-            upload = item if item.etag is not None else find_complete_upload(resources, tenant, item.id)
-            return _look_at_upload(resources, upload, wanted)
+            upload = item if item.kind is not None else find_complete_upload(resources, tenant, item.id)
+            return _describe_upload(upload, wanted)
         return item if isinstance(item, Wrong) else _look_elsewhere(resources, tenant, item, wanted)
     except TROUBLE as error:
         return Wrong(rule=error.code, detail=str(error))

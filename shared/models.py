@@ -128,6 +128,8 @@ class Upload(Base):
     storage_key: Mapped[str]
     etag: Mapped[str | None]
     """Set at completion; from then on the object is read only while it still has this ETag."""
+    kind: Mapped[str | None]
+    """Of job that it is for, which its first bytes said at completion."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     part_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """The size of every part but the last; none where one PUT brings the whole file."""

@@ -17,7 +17,6 @@ from shared import lifecycle
 from shared.broker import GPU, IO
 from shared.contract import Frames, JobKind, Options
 from shared.errors import KindMismatch, SourceForbidden
-from shared.kinds import tell_kind
 from shared.locks import Lease
 from shared.models import Step, StepKind
 
@@ -65,12 +64,8 @@ def check_may_read(place: Place, tenant_name: str, *, readable: Iterable[str]) -
     raise SourceForbidden(f"this service does not read {place} for you")
 
 
-def check_kind(
-    head: bytes, options: Options, *, filename: str, content_type: str = "", expect: JobKind | None = None
-) -> JobKind:
-    """What a file is that begins with `head`. Raises KindMismatch when something else was expected or the options are
-    not for its kind."""
-    kind = tell_kind(head, filename=filename, content_type=content_type)
+def check_kind(kind: JobKind, options: Options, *, filename: str, expect: JobKind | None = None) -> None:
+    """Raises KindMismatch when something else was expected, or the options are not for a file of this kind."""
     if expect is not None and kind != expect:
         article = "an" if expect == "image" else "a"
         raise KindMismatch(f"{filename} is not {article} {expect}")
@@ -78,7 +73,6 @@ def check_kind(
         raise KindMismatch("an image has no frames to choose from: leave options.frames out")
     if kind == "image" and options.smooth:
         raise KindMismatch("an image has no frames before it to smooth it with: leave options.smooth out")
-    return kind
 
 
 def describe_remote(place: Place | str, *, expect: JobKind | None) -> dict[str, Any]:

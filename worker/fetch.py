@@ -17,6 +17,7 @@ from shared.contract import JobKind, Options
 from shared.egress import UNREACHABLE, open_answer
 from shared.errors import SourceMissing, SourceRefused, SourceTooLarge, SourceUnreachable
 from shared.inference.signatures import HEAD_BYTES
+from shared.kinds import tell_kind
 from shared.lifecycle import ClaimedStep
 from shared.sources import check_kind
 from shared.storage import step_prefix
@@ -84,7 +85,9 @@ def _look_up(claimed: ClaimedStep, desk: Desk) -> Fetched:
 
 def _check_kind(claimed: ClaimedStep, head: bytes) -> JobKind:
     place, options = claimed.job.source, Options.model_validate(claimed.job.options)
-    return check_kind(head[:HEAD_BYTES], options, filename=place["filename"], expect=place["expect"])
+    kind = tell_kind(head[:HEAD_BYTES], filename=place["filename"], content_type="")
+    check_kind(kind, options, filename=place["filename"], expect=place["expect"])
+    return kind
 
 
 def read_body(url: str, limits: Fetch, *, checkpoint: Callable[[], None]) -> Iterator[bytes]:

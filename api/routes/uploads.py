@@ -12,6 +12,8 @@ from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, TooLarge, describe_problems
 from api.schemas import ArrivedPart, CompletedPart, CompletedUpload, NewUpload, PartLink, PartLinks, Upload, WantedParts
 from shared.errors import InvalidTransition, NotFound, SourceMissing, UploadIncomplete, UploadLost
+from shared.inference.signatures import HEAD_BYTES
+from shared.kinds import tell_kind
 from shared.models import Tenant, create_id
 from shared.models import Upload as UploadRow
 from shared.multipart import Part, choose_part_bytes, divide
@@ -110,13 +112,14 @@ def delete_upload(upload_id: uuid.UUID, resources: Built, tenant: CurrentTenant)
 def find_complete_upload(
     resources: Resources, tenant: Tenant, upload_id: uuid.UUID, *, named: Sequence[CompletedPart] = ()
 ) -> UploadRow:
-    """The upload with its ETag, checked against the storage once. Raises NotFound, UploadIncomplete or UploadLost."""
+    """The upload with its ETag and kind, looked up in the storage once. Raises NotFound, UploadIncomplete, UploadLost
+    or SourceChanged."""
     row = _find(resources, tenant, upload_id)
     if named and row.part_bytes is None:
         raise InvalidRequest("this upload was one PUT; it has no parts")
-    if row.etag is not None:
+    if row.kind is not None:
         return row
-    if row.part_bytes is not None:
+    if row.etag is None and row.part_bytes is not None:
         _join_parts(resources, row, named)
     return _pin(resources, row)
 
@@ -174,10 +177,14 @@ def _pin(resources: Resources, row: UploadRow) -> UploadRow:
         raise UploadIncomplete("the bytes of this upload have not arrived yet") from error
     if stored.size_bytes != row.size_bytes:
         raise UploadIncomplete(f"{stored.size_bytes} bytes arrived where {row.size_bytes} were announced")
+    etag = row.etag or stored.etag
+    head = resources.storage.read(row.storage_key, etag=etag, limit_bytes=HEAD_BYTES)
+    kind = tell_kind(head, filename=row.filename, content_type=row.content_type)
     with resources.sessions.begin() as session:
         pinned = session.scalars(
             _change(row).values(
-                etag=func.coalesce(UploadRow.etag, stored.etag),
+                etag=func.coalesce(UploadRow.etag, etag),
+                kind=func.coalesce(UploadRow.kind, kind),
                 completed_at=func.coalesce(UploadRow.completed_at, func.now()),
                 expires_at=func.now() + timedelta(seconds=resources.settings.jobs.keep_seconds),
             )

@@ -1,4 +1,4 @@
-"""Sources that are fetched: a step of its own, and jobs whose kind is not known before it.
+"""Sources that are fetched: a step of its own, and jobs whose kind is not known before it. Uploads keep theirs.
 
 There is no way back while such jobs are kept: the database refuses it, as an older version could not go on with them.
 """
@@ -12,12 +12,14 @@ down_revision = "c2d7a41f90be"
 
 def upgrade() -> None:
     op.alter_column("jobs", "kind", existing_type=sa.Text(), nullable=True)
+    op.add_column("uploads", sa.Column("kind", sa.Text(), nullable=True))
     _limit_kinds("fetch", "probe", "infer", "finalize")
 
 
 def downgrade() -> None:
     _limit_kinds("probe", "infer", "finalize")
     op.alter_column("jobs", "kind", existing_type=sa.Text(), nullable=False)
+    op.drop_column("uploads", "kind")
 
 
 def _limit_kinds(*kinds: str) -> None:
