@@ -155,24 +155,21 @@ class Storage:
                         raise
         raise AssertionError("the last attempt returns or raises")
 
-    def open(self, key: str, *, etag: str, size_bytes: int) -> BinaryIO:
+    def open(self, key: str, *, etag: str | None, size_bytes: int) -> BinaryIO:
         """The object as a file, for media libraries. Nothing is asked for before the first byte is read; reading
-        raises SourceChanged once the object is no longer the one with `etag`."""
+        raises SourceChanged once the object is no longer the one with `etag`, or ends before its size."""
         raw = RemoteFile(partial(self.read_range, key, etag=etag), size_bytes=size_bytes)
         return io.BufferedReader(raw, READER_BYTES)
 
-    def download(self, key: str, path: Path, *, etag: str | None = None) -> StoredObject:
-        """The whole object in a file, or no file. Raises as `read` does, also when it is replaced meanwhile."""
-        stored = self.head(key)
-        _check_etag(stored.etag, etag)
+    def download(self, key: str, path: Path, *, size_bytes: int, etag: str | None = None) -> None:
+        """The object, which has so many bytes, in a file; or no file. Raises as `read` does."""
         part = path.with_name(f"{path.name}.part")
         try:
-            with part.open("wb") as file, self.open(key, etag=stored.etag, size_bytes=stored.size_bytes) as remote:
+            with part.open("wb") as file, self.open(key, etag=etag, size_bytes=size_bytes) as remote:
                 shutil.copyfileobj(remote, file, COPIED_BYTES)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        return stored
 
     def delete_prefix(self, prefix: str) -> int:
         """Delete everything under `prefix`; returns how many objects. Running it again finishes a broken run.

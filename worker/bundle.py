@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from shared.models import Job, Step, StepKind
 from worker.desk import Desk
 from worker.manifest import Result, prefix_of, store, store_manifest
 from worker.outputs import AREAS, CONFIDENCE, CONTENT_TYPES, MASKS, OVERLAY
+from worker.pipeline import ahead
 from worker.probe import describe, read_index
 from worker.selection import select_frames
 from worker.tables import FrameRow, FramesWriter, join_areas
 
+FETCHED_AHEAD = 2  # files of chunks
 AREAS_LINES, FRAMES, CLASSES = "areas.jsonl", "frames.parquet", "classes.json"
 
 
@@ -71,9 +74,11 @@ def join_chunks(claimed: ClaimedStep, desk: Desk, chunks: Sequence[DoneChunk]) -
 
         for output, join in ((MASKS, mask_video.join), (CONFIDENCE, mask_video.join), (OVERLAY, join_overlays)):
             if any(chunk.find(output) for chunk in chunks):
-                join(_fetch_parts(desk, chunks, output, folder), folder / output)
+                with _open_parts(desk, chunks, output, folder) as parts:
+                    join(parts, folder / output)
                 keep(folder / output, CONTENT_TYPES[output])
-        join_areas(_fetch_parts(desk, chunks, AREAS, folder), folder / AREAS, folder / AREAS_LINES)
+        with _open_parts(desk, chunks, AREAS, folder) as parts:
+            join_areas(parts, folder / AREAS, folder / AREAS_LINES)
         keep(folder / AREAS, CONTENT_TYPES[AREAS])
         keep(folder / AREAS_LINES, "application/x-ndjson")
         _write_frames(folder / FRAMES, index, chunks, selected, frozenset(bad))
@@ -102,16 +107,27 @@ def _write_frames(
             writer.write(FrameRow(frame, pts, int(numbers[frame]), bool(processed[frame]), frame in bad))
 
 
+@contextmanager
+def _open_parts(desk: Desk, chunks: Sequence[DoneChunk], name: str, folder: Path) -> Iterator[Iterator[Path]]:
+    """The chunks' files of one name, in order and each for its turn; few enough are on the disk at a time."""
+    with ahead(_fetch_parts(desk, chunks, name, folder), depth=FETCHED_AHEAD) as parts:
+        yield _use_up(parts)
+
+
 def _fetch_parts(desk: Desk, chunks: Sequence[DoneChunk], name: str, folder: Path) -> Iterator[Path]:
-    """The chunks' files of one name, one at a time: the disk never holds two of them."""
-    part = folder / f"part-{name}"
-    for chunk in chunks:
+    for number, chunk in enumerate(chunks):
         desk.checkpoint()
         file = chunk.find(name)
         if file is not None:
-            desk.storage.download(file["key"], part)
+            part = folder / f"{number}-{name}"
+            desk.storage.download(file["key"], part, size_bytes=file["size"])
             yield part
-    part.unlink(missing_ok=True)
+
+
+def _use_up(parts: Iterator[Path]) -> Iterator[Path]:
+    for part in parts:
+        yield part
+        part.unlink()
 
 
 def _add_up(chunks: Sequence[DoneChunk], *, frames: int) -> dict[str, Any]:

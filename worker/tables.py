@@ -243,8 +243,8 @@ def join_areas(parts: Iterable[Path], out: Path, lines: Path) -> None:
                     raise InvalidMedia("Another size, time base or label space than the parts before")
                 for row in read_areas(path):
                     writer.write(row)
-                    json.dump(_describe(row, header), file, ensure_ascii=False, separators=(",", ":"))
-                    file.write("\n")
+                    line = json.dumps(_describe(row, header), ensure_ascii=False, separators=(",", ":"))
+                    file.write(f"{line}\n")
         if writer is None:
             raise ValueError("there are no parts to join")
 

@@ -66,7 +66,7 @@ def _make_chunk(index: Index, ordinal: int, first: int, end: int) -> Chunk:
 
 def _choose_firsts(index: Index, frames: int) -> list[int]:
     total = len(index.times)
-    starts = np.flatnonzero(np.isin(index.packets, index.keyframes.number))
+    starts = np.append(np.flatnonzero(np.isin(index.packets, index.keyframes.number)), total)  # the end is as good
     firsts = [0]
     while True:
         first = firsts[-1]

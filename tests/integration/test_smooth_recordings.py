@@ -152,4 +152,4 @@ def test_without_the_option_every_mask_is_the_models_own(make: Make, recording: 
 
 @pytest.mark.parametrize("smooth", [True, 5])
 def test_an_image_cannot_be_smoothed(submit: Submit, smooth: bool | int) -> None:
-    assert "smooth" in problem(submit(options={"smooth": smooth}), 422, "invalid_request")["detail"]
+    assert "smooth" in problem(submit(options={"smooth": smooth}), 422, "kind_mismatch")["detail"]

@@ -287,6 +287,15 @@ def test_chunks_hold_every_frame_once_and_begin_where_decoding_can(frames: int, 
         assert all(frames / 2 <= chunk.frames <= 1.5 * frames for chunk in chunks[:-1])
 
 
+@pytest.mark.parametrize(
+    ("total", "gop", "expected"),
+    [(800, 25, [50] * 16), (70, 70, [70]), (80, 25, [50, 30])],
+)
+def test_the_last_chunk_is_no_leftover_where_the_end_is_near(total: int, gop: int, expected: list[int]) -> None:
+    index = make_index(range(total), range(0, total, gop))
+    assert [chunk.frames for chunk in plan_chunks(index, frames=50)] == expected
+
+
 def test_far_keyframes_make_chunks_grow_so_that_little_is_decoded_twice() -> None:
     index = make_index(range(100_000), [0])
     chunks = plan_chunks(index, frames=100)
