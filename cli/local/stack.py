@@ -29,6 +29,8 @@ LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 """Who ran this long has recovered, and its next end is a first one."""
 PROCESSES_OF_IO = 2
+SOURCES = "sources"
+"""The bucket that jobs may name, `s3://sources/…`: a folder of the stack, to drop files into."""
 
 
 class Stack:
@@ -119,8 +121,12 @@ class Stack:
         """The settings that this stack's application runs with."""
         if self._servers is None:
             raise StackError("The stack is not started.")
-        # Receivers of a local stack run on the same machine, mostly.
-        defaults = {"MASKLINE_WEBHOOKS__ALLOW_PRIVATE_ADDRESSES": "true"}
+        # Receivers and sources of a local stack are on the same machine, mostly.
+        defaults = {
+            "MASKLINE_WEBHOOKS__ALLOW_PRIVATE_ADDRESSES": "true",
+            "MASKLINE_FETCH__ALLOW_PRIVATE_ADDRESSES": "true",
+            "MASKLINE_STORAGE__SOURCES": json.dumps([SOURCES]),
+        }
         return defaults | self._settings | self._servers.environment()
 
     def _start_all(self) -> None:
@@ -165,7 +171,9 @@ class Stack:
         """Schema, bucket, and a tenant whose key stays the same from start to start."""
         from shared import config, db, storage, tenants
 
-        given = self.environment()
+        if self._servers is None:
+            raise StackError("The stack is not started.")
+        given = self._servers.environment()
         database = config.Database(url=given["MASKLINE_DATABASE__URL"])
         db.upgrade(database.url)
         buckets = config.Storage.model_validate(
@@ -175,7 +183,8 @@ class Stack:
                 if name.startswith("MASKLINE_STORAGE__")
             }
         )
-        storage.Storage.from_settings(buckets).ensure_bucket()
+        for bucket in (buckets.bucket, SOURCES):
+            storage.Storage.from_settings(buckets).other(bucket).ensure_bucket()
         self._sessions = db.create_session_factory(database)
         self._owned.callback(self._sessions.kw["bind"].dispose)
         access = tenants.ensure_local_tenant(self._sessions, api_key=folder.recall("api_key"))

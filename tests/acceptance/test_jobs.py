@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cli.local.stack import SOURCES
 from shared.inference.demo.scenes import draw_scene
 from tests.acceptance.conftest import Service, encode
 from tests.receiver import Receiver
@@ -34,6 +35,21 @@ def test_the_mask_agrees_with_the_scene_it_was_made_from(service: Service, scene
     mask = service.mask(service.wait_for(service.submit(scene)))
     assert mask.shape == truth.shape
     assert (mask == truth).mean() > 0.9
+
+
+@pytest.mark.parametrize("by", ["s3", "url"])
+def test_a_source_that_lies_elsewhere_gives_the_mask_of_the_same_file_sent(
+    service: Service, scene: bytes, by: str
+) -> None:
+    elsewhere = service.storage().other(SOURCES)
+    elsewhere.put("scenes/a.png", scene, content_type="image/png")
+    places = {"s3": f"s3://{SOURCES}/scenes/a.png", "url": elsewhere.link("scenes/a.png")}
+    asked = {"source": {by: places[by]}, "mode": "demo"}
+    job = service.http.post("/v1/jobs", json=asked).raise_for_status().json()
+    done = service.wait_for(job)
+    assert (done["state"], done["kind"], done["source"]["size_bytes"]) == ("succeeded", "image", len(scene)), done
+    sent = service.wait_for(service.submit(scene))
+    assert np.array_equal(service.mask(done), service.mask(sent))
 
 
 def test_a_failed_job_tells_its_webhook_too(service: Service, receiver: Receiver) -> None:
