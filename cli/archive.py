@@ -19,6 +19,7 @@ from cli.failures import FAILED, INTERRUPTED, Misuse
 
 if TYPE_CHECKING:
     from cli.client import Client
+    from cli.progress import Bars
     from cli.recordings import Row, Work
 
 app = typer.Typer(rich_markup_mode=None)
@@ -69,7 +70,7 @@ def archive(
             Bars(Console(stderr=True, highlight=False)) as bars,
         ):
             work = Work(client, journal, out, bars, parallel=parallel)
-            with _stopping(work):
+            with _stopping(work, bars):
                 origin = Prefix(client, journal, work) if folder is None else Folder(folder, client, journal, work)
                 origin.begin()
                 work.run(origin.look)
@@ -77,13 +78,14 @@ def archive(
 
 
 @contextmanager
-def _stopping(work: "Work") -> Iterator[None]:
-    """However the block ends, what it has under way ends too; if not by itself, then a command says that it goes on."""
+def _stopping(work: "Work", bars: "Bars") -> Iterator[None]:
+    """However the block ends, what it has under way ends too."""
     from cli.client import ApiError, ServiceUnreachable
 
     try:
         yield
     except KeyboardInterrupt:
+        bars.stop()
         stopped = work.stop()
         print(f"maskline: interrupted; {CONTINUES}", file=sys.stderr, flush=True)
         if not stopped:

@@ -106,17 +106,19 @@ def open_journal(out: Path, *, source: str, mode: str, options: Mapping[str, Any
             downloads.sweep(each)
         path = folder / "archive.json"
         wanted = Common(source=source, mode=mode, options=options, batch_key=f"archive-{uuid.uuid4().hex}")
-        common = _read(path, Common) if path.exists() else wanted
-        journal = Journal(folder, common)
-        if common is wanted:
-            journal.keep(wanted)
-        for what in ("source", "mode", "options"):
-            before, now = getattr(common, what), getattr(wanted, what)
-            if before != now:
-                raise Misuse(
-                    f"{out} holds an archive with {what} {json.dumps(before)}, not {json.dumps(now)}: choose another --out"
-                )
+        journal = Journal(folder, _read(path, Common) if path.exists() else wanted)
+        if differing := _compare(journal.common, wanted):
+            if journal.common.batch_id is not None or journal.entries():
+                raise Misuse(f"{out} holds an archive with {differing}: choose another --out")
+            journal.common = wanted  # nothing came of what was typed before
+        journal.keep(journal.common)
         yield journal
+
+
+def _compare(before: Common, now: Common) -> str:
+    """What is not the same, for a person; empty where all is."""
+    pairs = [(what, getattr(before, what), getattr(now, what)) for what in ("source", "mode", "options")]
+    return ", ".join(f"{what} {json.dumps(old)}, not {json.dumps(new)}" for what, old, new in pairs if old != new)
 
 
 def _read(path: Path, kind: type[Any]) -> Any:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rich.console import Console
@@ -55,6 +56,7 @@ class Bars:
         self._shown: dict[str, TaskID] = {}
         self._said: dict[str, str] = {}
         self._done: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._just_done = 0
         self._progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True)),
             BarColumn(),
@@ -68,6 +70,10 @@ class Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Give the terminal back; twice is the same as once."""
         self._progress.stop()
 
     def upload(self, name: str, sent_bytes: int, size_bytes: int) -> None:
@@ -97,21 +103,26 @@ class Bars:
 
     def count_frames(self, count: int) -> None:
         """So many more were done just now; a step that is done anew may take some back."""
-        self._done.append((time.monotonic(), max(count, 0)))
-        while self._done[0][0] < time.monotonic() - PACE_SECONDS:
-            self._done.popleft()
+        self._just_done += max(count, 0)
 
-    def sum_up(self, recordings: Sequence["Recording"], *, open_count: int) -> None:
-        """Lengths that are not known yet are guessed from the sizes of the files."""
+    def sum_up(self, recordings: Sequence["Recording"], *, ended: int, count: int) -> None:
+        """How far all of them are; `recordings` are those that this run works on, of `count` of which `ended` have.
+
+        Lengths that are not known yet are guessed from the sizes of the files.
+        """
         known = [each for each in recordings if each.frames is not None]
         done, total = sum(each.frames_done for each in known), sum(each.frames or 0 for each in known)
         known_bytes = sum(each.size_bytes or 0 for each in known)
         unknown_bytes = sum(each.size_bytes or 0 for each in recordings if each.frames is None)
         guessed = total + total * unknown_bytes // known_bytes if known_bytes else total
+        self._done.append((time.monotonic(), self._just_done))
+        self._just_done = 0
+        while len(self._done) > 2 and self._done[0][0] < time.monotonic() - PACE_SECONDS:
+            self._done.popleft()
         span = time.monotonic() - self._done[0][0]
-        speed = sum(count for _, count in self._done) / span if span > 0 else 0.0
+        speed = sum(count for _, count in islice(self._done, 1, None)) / span if span > 0 else 0.0
         left = (guessed - done) / speed if speed else None
-        says = f"{len(recordings) - open_count} of {len(recordings)} recordings" + _describe_pace(speed or None, left)
+        says = f"{ended} of {count} recordings" + _describe_pace(speed or None, left)
         self._progress.update(self._all, completed=done, total=guessed or None, says=says)
 
     def _show(self, name: str, *, done: int, total: int | None, says: str) -> None:

@@ -106,7 +106,7 @@ class Work:
                         raise
                 # A look at thousands of jobs takes its time, of which the service shall have as much for others.
                 next_look = time.monotonic() + max(LOOK_SECONDS, time.monotonic() - began)
-                self._bars.sum_up(list(self.recordings.values()), open_count=len(self.open))
+                self._sum_up()
                 continue
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -200,6 +200,16 @@ class Work:
         if {"", ".", ".."} & set(parts) or parts[0] == FOLDER or "\0" in name:
             raise Failure("its name cannot be that of a folder below the out folder")
         return self._out.joinpath(*parts)
+
+    def _sum_up(self) -> None:
+        """Without those that failed, whose frames are none to wait for."""
+        counted = [
+            each
+            for each in self.recordings.values()
+            if each.name in self.open or (each.job is not None and each.job["state"] == "succeeded")
+        ]
+        ended = sum(row.state != NOT_A_RECORDING for row in self.rows)
+        self._bars.sum_up(counted, ended=ended, count=ended + len(self.open))
 
     # --- in threads of their own ------------------------------------------------------------------------------------
 

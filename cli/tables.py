@@ -94,8 +94,9 @@ def print_archive(rows: Sequence["Row"]) -> None:
 
 
 def printable(text: str) -> str:
-    """As far as it is text: the name of a file may be any bytes."""
-    return os.fsencode(text).decode(errors="replace")
+    """On one line, and as far as it is text: the name of a file may be any bytes, and tell a terminal what to do."""
+    decoded = os.fsencode(text).decode(errors="replace")
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in decoded)
 
 
 def make_console() -> Console:

@@ -32,7 +32,8 @@ class Archive:
         self._folder = folder
         access = {"MASKLINE_URL": service.stack.url, "MASKLINE_API_KEY": service.stack.api_key}
         self._environment = {**os.environ, **access}
-        [(self._jobs_before,)] = service.query("SELECT count(*) FROM jobs")
+        self._jobs_before = 0
+        self._jobs_before = self.count_jobs()
 
     def record(self, name: str, *, frames: int = FRAMES, codec: str = "libx264") -> Path:
         path = self.source / name
