@@ -74,7 +74,7 @@ def archive(
                 origin = Prefix(client, journal, work) if folder is None else Folder(folder, client, journal, work)
                 origin.begin()
                 work.run(origin.look)
-    _report(work.rows)
+    _report(source, work.rows)
 
 
 @contextmanager
@@ -92,16 +92,20 @@ def _stopping(work: "Work", bars: "Bars") -> Iterator[None]:
             os._exit(INTERRUPTED)  # a line that hangs would be waited for, and nothing half done is in its place
         raise typer.Exit(INTERRUPTED) from None
     except (ServiceUnreachable, ApiError):
-        print(f"maskline: {CONTINUES}", file=sys.stderr)
+        if work.recordings:
+            print(f"maskline: {CONTINUES}", file=sys.stderr)
         raise
     finally:
         work.stop()
 
 
-def _report(rows: "list[Row]") -> None:
+def _report(source: str, rows: "list[Row]") -> None:
     from cli.recordings import NOT_A_RECORDING
     from cli.tables import print_archive
 
+    if all(row.state == NOT_A_RECORDING for row in rows):
+        others = f"; {len(rows)} of something else" if rows else ""
+        raise Misuse(f"{source} holds no recording{others}")
     print_archive(sorted(rows, key=lambda row: (row.state == NOT_A_RECORDING, row.name)))
     if any(row.failed for row in rows):
         raise typer.Exit(FAILED)

@@ -1,6 +1,7 @@
 """Files of a result on this machine's disk: whole and right, or not there at all."""
 
 import hashlib
+import os
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -87,6 +88,8 @@ def _place(path: Path, fill: Callable[[BinaryIO], None]) -> Path:
     try:
         with part_path.open("xb") as part:
             fill(part)
+            part.flush()
+            os.fsync(part.fileno())  # or a machine that stops may keep the name without the bytes
         part_path.replace(path)
     except BaseException:
         part_path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cli.client import TERMINAL, Client, Json
 from cli.exchange import ApiError
-from cli.failures import Failure, Misuse
+from cli.failures import Failure
 from cli.folder import search
 from cli.journal import Entry, Journal
 from cli.recordings import NOT_A_RECORDING, Recording, Row, Work, is_other
@@ -40,9 +40,6 @@ class Folder:
             for name, why in found.unreadable.items()
             if name not in away
         ]
-        if not (found.recordings or away or found.unreadable):
-            others = f": {len(found.others)} files in it are something else" if found.others else ""
-            raise Misuse(f"{self._folder} holds no recording{others}")
         entries = [self._recall(name) for name in (*found.recordings, *away)]
         left = [entry for entry in entries if not self._work.show_if_complete(entry)]
         # Those with a job have nothing to upload, and shall not wait for those that have.

@@ -288,6 +288,6 @@ def _clear_other(folder: Path, job_id: str) -> None:
     if manifest.get("job_id") in (None, job_id):
         return
     (folder / "manifest.json").unlink()
-    for file in manifest["files"]:
-        if Path(file["name"]).name == file["name"]:
-            (folder / file["name"]).unlink(missing_ok=True)
+    for name in [str(file["name"]) for file in manifest.get("files", [])]:
+        if Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)

@@ -317,6 +317,13 @@ def test_no_key_leads_out_of_the_out_folder_or_into_the_journal(archive: Typed, 
     assert {path.name for path in Path("masks").iterdir()} == {".archive", "day.flv"}
 
 
+def test_a_prefix_without_a_recording_is_told(archive: Typed, service: Service) -> None:
+    accept_batch(service, describe("j1", "failed", name="notes.txt", code="kind_mismatch"))
+    status, out, err = archive(PREFIX)
+    assert (status, out) == (2, "")
+    assert err.endswith(f"maskline: {PREFIX} holds no recording; 1 of something else\n")
+
+
 def test_what_is_no_place_in_a_bucket_is_told(archive: Typed) -> None:
     status, _, err = archive("s3:///trips")
     assert status == 2
