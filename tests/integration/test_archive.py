@@ -144,7 +144,7 @@ def test_trouble_that_stays_ends_it_with_its_reason_and_the_next_run_takes_up_th
     assert len(service.asked("POST", "/v1/jobs")) == 1
 
 
-def test_a_storage_that_stays_away_ends_it_too(
+def test_a_storage_that_stays_away_ends_it_too_and_the_next_run_continues_the_upload(
     archive: Typed, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recordings, "OUTAGE_SECONDS", 0.1)
@@ -152,6 +152,11 @@ def test_a_storage_that_stays_away_ends_it_too(
     status, _, err = archive()
     assert status == 3
     assert "the storage of the service cannot be reached" in err
+
+    service.always["/put"] = say(200)
+    service.accept_jobs(then=service.list_jobs(describe("j1", "succeeded")))
+    assert archive()[0] == 0
+    assert len(service.asked("POST", "/v1/uploads")) == 1
 
 
 def test_a_file_that_is_refused_keeps_no_other_back(archive: Typed, service: Service) -> None:
