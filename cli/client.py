@@ -6,6 +6,7 @@ taken up where it ended, and a file lies in its place only once its digest is ri
 
 import contextlib
 import json
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from cli import downloads, uploads
 from cli.exchange import ATTEMPTS, BUSY, PAUSE_SECONDS, ApiError, ServiceUnreachable, refusal, repeat
 from cli.failures import Failure, Misuse
 
-__all__ = ["ApiError", "Client", "Json", "OnEvent", "ServiceUnreachable", "WaitedLongEnough"]
+__all__ = ["ApiError", "Client", "Json", "NotDownloaded", "OnEvent", "ServiceUnreachable", "WaitedLongEnough"]
 
 Json: TypeAlias = dict[str, Any]
 OnEvent: TypeAlias = Callable[[str, Json], None]
@@ -39,6 +40,10 @@ TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 class WaitedLongEnough(Failure):
     """The job goes on; only the waiting ended."""
+
+
+class NotDownloaded(Failure):
+    """The result is there, and did not come whole."""
 
 
 class Client:
@@ -96,12 +101,26 @@ class Client:
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in wanted.items()}
         return self._read(self._send("POST", "/v1/jobs", data=form, file=path, headers=headers))
 
+    def upload(
+        self, path: Path, *, begun: str | None, on_announced: Callable[[str], None], on_bytes: uploads.OnBytes
+    ) -> str:
+        """The id of the upload, whose bytes are all there: see `cli/uploads.py`."""
+        return uploads.send(
+            path, ask=self._ask, storage=self._storage, begun=begun, on_announced=on_announced, on_bytes=on_bytes
+        )
+
+    def submit_upload(self, upload_id: str, *, idempotency_key: str, **wanted: Any) -> Json:
+        """The job as accepted; `wanted` are the fields of a submission besides its source."""
+        body = {"source": {"upload_id": upload_id}, **wanted}
+        return self._read(self._send("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": idempotency_key}))
+
     def get(self, job_id: str) -> Json:
         return self._read(self._send("GET", f"/v1/jobs/{job_id}"))
 
-    def list_jobs(self, *, state: str | None = None, mode: str | None = None, limit: int = 50) -> Sequence[Json]:
-        """The newest jobs, from as many pages as `limit` needs."""
-        return self._list("/v1/jobs", {"state": state, "mode": mode}, limit=limit)
+    def list_jobs(self, *, limit: int | None = 50, **wanted: str | None) -> Sequence[Json]:
+        """The newest jobs, from as many pages as `limit` needs; None is all. `wanted`: state, mode, kind, batch_id,
+        created_after."""
+        return self._list("/v1/jobs", wanted, limit=sys.maxsize if limit is None else limit)
 
     def cancel(self, job_id: str) -> Json:
         return self._change(job_id, "cancel")
@@ -152,6 +171,14 @@ class Client:
     def get_batch(self, batch_id: str) -> Json:
         return self._read(self._send("GET", f"/v1/batches/{batch_id}"))
 
+    def submit_batch(self, *, idempotency_key: str, **wanted: Any) -> Json:
+        """The batch as accepted; `wanted` are the fields of the request."""
+        return self._read(self._send("POST", "/v1/batches", json=wanted, headers={"Idempotency-Key": idempotency_key}))
+
+    def retry_failed(self, batch_id: str) -> Json:
+        """The batch, whose failed, canceled and expired jobs run again; twice is the same as once."""
+        return self._read(self._send("POST", f"/v1/batches/{batch_id}/retry-failed"))
+
     def list_batches(self, *, limit: int = 50) -> Sequence[Json]:
         return self._list("/v1/batches", {}, limit=limit)
 
@@ -161,19 +188,24 @@ class Client:
         """The manifest, each file with a signed link."""
         return self._read(self._send("GET", f"/v1/jobs/{job_id}/result"))
 
-    def download(self, job_id: str, folder: Path) -> Sequence[Path]:
-        """The files of a result, then its manifest, in `folder`; each is checked against the manifest's digest."""
+    def download(
+        self, job_id: str, folder: Path, *, on_bytes: Callable[[int], None] = lambda _count: None
+    ) -> Sequence[Path]:
+        """The files of a result, then its manifest, in `folder`; each is checked against the manifest's digest.
+
+        `on_bytes` is told of every block, and may raise to give up. Raises NotDownloaded.
+        """
         manifest = self.result(job_id)
         paths: list[Path] = []
         for name in [file["name"] for file in manifest["files"]]:
             for attempt in range(1, ATTEMPTS + 1):
                 [file] = [each for each in manifest["files"] if each["name"] == name]
                 try:
-                    paths.append(downloads.fetch(self._storage, file, folder))
+                    paths.append(downloads.fetch(self._storage, file, folder, on_bytes=on_bytes))
                     break
                 except downloads.Damaged as error:
                     if attempt == ATTEMPTS:
-                        raise Failure(f"{name} of job {job_id} could not be downloaded: {error}") from error
+                        raise NotDownloaded(f"{name} of job {job_id} could not be downloaded: {error}") from error
                     time.sleep(PAUSE_SECONDS * 2**attempt)
                     manifest = self.result(job_id)  # with fresh links: the old ones may have run out
         kept = {key: value for key, value in manifest.items() if key != "links_expire_in_seconds"}

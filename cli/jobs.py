@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.failures import FAILED, INTERRUPTED, REFUSED, Misuse
+from cli.failures import FAILED, INTERRUPTED, REFUSED
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -33,16 +33,12 @@ def submit(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Images.")
     ],
-    mode: Annotated[
-        str, typer.Option("--mode", "-m", help="fast, balanced, accurate, sota or demo: `maskline models list`.")
-    ],
+    mode: options.Mode,
     input_size: Annotated[
         int | None, typer.Option(metavar="N", help="The model is given about N×N pixels.", show_default="the mode's")
     ] = None,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also a picture of the classes over the image.")] = False,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option of a job; VALUE is JSON or text.")
-    ] = None,
+    overlay: options.Overlay = False,
+    option: options.JobOption = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Until the jobs have ended.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", file_okay=False, help="Wait, then put results in DIR/<file's name>/.")
@@ -57,7 +53,7 @@ def submit(
 
     Prints one line per job. A file that is refused does not keep the others back.
     """
-    wanted = _read_options(option or (), input_size=input_size, overlay=overlay)
+    wanted = options.read_job_options(option or (), input_size=input_size, overlay=overlay)
     with options.connect(url, api_key) as client:
         submitted = _submit_all(client, files, mode=mode, wanted=wanted, webhook_url=webhook_url)
         if wait or out:
@@ -143,23 +139,6 @@ def cancel(
     with options.connect(url, api_key) as client:
         job = client.cancel(str(job_id))
     print(f"{job['id']}  {'canceled' if job['state'] == 'canceled' else 'is being canceled'}")
-
-
-def _read_options(given: Sequence[str], *, input_size: int | None, overlay: bool) -> dict[str, Any]:
-    wanted: dict[str, Any] = {}
-    for each in given:
-        name, separator, value = each.partition("=")
-        if not name or not separator:
-            raise Misuse(f"--option {each} is not NAME=VALUE, as in input_size=768")
-        try:
-            wanted[name] = json.loads(value)
-        except ValueError:
-            wanted[name] = value
-    if input_size is not None:
-        wanted["input_size"] = input_size
-    if overlay:
-        wanted["outputs"] = ["mask", "overlay"]
-    return wanted
 
 
 def _submit_all(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import batches, database, evaluate, jobs, models, options, segment
+from cli import archive, batches, database, evaluate, jobs, models, options, segment
 from cli.failures import FAILED, MISUSED, Failure
 from cli.local.child import StackError
 
@@ -116,6 +116,7 @@ def doctor(url: options.Url = None, api_key: options.ApiKey = None) -> None:
 
 
 app.add_typer(jobs.app)
+app.add_typer(archive.app)
 app.add_typer(batches.app)
 app.add_typer(segment.app)
 app.add_typer(evaluate.app)

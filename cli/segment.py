@@ -35,9 +35,7 @@ def segment(
         list[Path],
         typer.Argument(metavar="FILE", exists=True, readable=True, help="Images, and folders that hold images."),
     ],
-    mode: Annotated[
-        str, typer.Option("--mode", "-m", help="fast, balanced, accurate, sota or demo: `maskline models list`.")
-    ],
+    mode: options.Mode,
     out: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where NAME.png goes.")] = Path("masks"),
     overlay: Annotated[bool, typer.Option("--overlay", help="Also NAME.overlay.png, the classes over the image.")] = (
         False

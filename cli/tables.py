@@ -1,14 +1,18 @@
 """Jobs on a terminal: a table of many, a page of one, a line that moves while one is waited for."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from cli.recordings import Row
 
 Tell: TypeAlias = Callable[[str, str], None]
 
@@ -69,6 +73,30 @@ def print_batches(batches: Sequence[dict[str, Any]]) -> None:
 
 def print_batch(batch: dict[str, Any]) -> None:
     _print_page(_batch_rows(batch))
+
+
+def print_archive(rows: Sequence["Row"]) -> None:
+    """What became of every file, those that are no recordings last."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recording", overflow="fold")
+    for name in ("state", "frames", "took"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "frames" else "left")
+    table.add_column("result", overflow="fold")
+    for row in rows:
+        table.add_row(
+            Text(printable(row.name)),
+            Text(row.state, style=STYLES.get(row.state, "dim")),
+            "" if row.frames is None else str(row.frames),
+            describe_seconds(row.seconds),
+            Text(printable(row.says)),
+        )
+    make_console().print(table)
+
+
+def printable(text: str) -> str:
+    """On one line, and as far as it is text: the name of a file may be any bytes, and tell a terminal what to do."""
+    decoded = os.fsencode(text).decode(errors="replace")
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in decoded)
 
 
 def make_console() -> Console:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import httpx2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from cli import uploads
-from cli.exchange import ATTEMPTS, ApiError, ServiceUnreachable
+from cli.exchange import ATTEMPTS, ApiError, ServiceUnreachable, refusal
 from cli.failures import Failure
 from cli.uploads import Json
 from shared.config import Api, Settings
@@ -19,6 +20,8 @@ from shared.models import Upload
 from shared.multipart import MEBIBYTE, SMALLEST_PART_BYTES
 from shared.storage import Storage
 from tests.integration.conftest import read_only, serve
+
+Resume: TypeAlias = Callable[..., str]
 
 SIZE_BYTES = 11 * MEBIBYTE + 1
 PARTS = 3
@@ -62,15 +65,29 @@ def line() -> Line:
 
 
 @pytest.fixture
-def send(api: TestClient, line: Line) -> Iterator[Callable[[Path], str]]:
+def resume(api: TestClient, line: Line) -> Iterator[Resume]:
     def ask(method: str, path: str, body: Json | None) -> Json:
         answer = api.request(method, path, json=body)
-        answer.raise_for_status()
+        if not answer.is_success:
+            raise refusal(answer)
         said: Json = answer.json()
         return said
 
+    def ignore(_: object) -> None:
+        pass
+
+    def go_on(
+        path: Path, begun: str | None, announce: Callable[[str], None] = ignore, count: Callable[[int], None] = ignore
+    ) -> str:
+        return uploads.send(path, ask=ask, storage=http, begun=begun, on_announced=announce, on_bytes=count)
+
     with httpx2.Client(transport=line) as http:
-        yield lambda path: uploads.send(path, ask=ask, storage=http)
+        yield go_on
+
+
+@pytest.fixture
+def send(resume: Resume) -> Callable[[Path], str]:
+    return lambda path: resume(path, None)
 
 
 @pytest.fixture
@@ -116,6 +133,64 @@ def test_parts_that_were_not_taken_are_sent_again_and_no_others(
     send(recording)
     assert sorted(line.numbers()) == [1, 2, 2, 3, 3, 3]
     assert arrived(storage, sessions) == recording.read_bytes()
+
+
+def test_an_upload_that_was_cut_off_continues_with_the_missing_parts(
+    resume: Resume, line: Line, recording: Path, storage: Storage, sessions: SessionFactory
+) -> None:
+    announced: list[str] = []
+    line.trouble = lambda number, _attempt: httpx2.Response(403) if number == 2 else None
+    with pytest.raises(ApiError):
+        resume(recording, None, announced.append)
+    line.trouble, line.sent = (lambda _number, _attempt: None), []
+    counted: list[int] = []
+
+    assert resume(recording, announced[0], announced.append, counted.append) == announced[0]
+
+    assert line.numbers() == [2]
+    assert sum(counted) == SIZE_BYTES
+    assert len(announced) == 1
+    assert arrived(storage, sessions) == recording.read_bytes()
+
+
+def test_an_upload_that_is_complete_is_not_sent_again(resume: Resume, line: Line, recording: Path) -> None:
+    upload_id = resume(recording, None)
+    line.sent.clear()
+    assert resume(recording, upload_id) == upload_id
+    assert line.sent == []
+
+
+def test_an_upload_that_the_service_forgot_begins_anew(
+    resume: Resume, line: Line, recording: Path, api: TestClient
+) -> None:
+    forgotten = resume(recording, None)
+    api.delete(f"/v1/uploads/{forgotten}").raise_for_status()
+    line.sent.clear()
+    assert resume(recording, forgotten) != forgotten
+    assert sorted(line.numbers()) == [1, 2, 3]
+
+
+def test_whoever_counts_the_bytes_can_give_the_upload_up(resume: Resume, line: Line, recording: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def count(_count: int) -> None:
+        if line.sent:
+            raise Enough
+
+    with pytest.raises(Enough):
+        resume(recording, None, lambda _upload_id: None, count)
+    assert len(line.sent) <= PARTS
+
+
+def test_bytes_of_a_part_that_was_not_taken_do_not_count(resume: Resume, line: Line, recording: Path) -> None:
+    def trouble(number: int, attempt: int) -> httpx2.Response | None:
+        return httpx2.Response(503) if (number, attempt) == (1, 1) else None
+
+    counted: list[int] = []
+    line.trouble = trouble
+    resume(recording, None, lambda _upload_id: None, counted.append)
+    assert sum(counted) == SIZE_BYTES
 
 
 def test_a_part_is_sent_again_by_a_fresh_link(

@@ -15,7 +15,7 @@ NOWHERE = ("--url", "http://127.0.0.1:1", "--api-key", "mk_test")
 COMMANDS = (
     (), ("up",), ("demo",), ("migrate",), ("doctor",), ("submit",), ("jobs",), ("status",), ("result",), ("cancel",),
     ("keys", "create"), ("models", "list"), ("models", "pull"), ("segment",), ("evaluate",), ("batches",),
-    ("batch",),
+    ("batch",), ("archive",),
 )  # fmt: skip
 
 
