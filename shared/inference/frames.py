@@ -14,9 +14,11 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from shared.inference.bitstreams import EMPTY_BYTES
 from shared.inference.chunks import Chunk
 from shared.inference.colors import RgbConverter
 from shared.inference.containers import Source, raising_invalid_media
+from shared.inference.continuity import Continuity
 from shared.inference.errors import OutOfMemory
 from shared.inference.packets import PacketReader
 from shared.inference.recording import Index
@@ -30,8 +32,6 @@ _CARRYING = ("vp8", "vp9", "libdav1d")
 """Codecs that can show an old picture again: a damaged keyframe must not bring back one from before it."""
 _MOST_FAILURES = 3
 """After so many between two keyframes, what follows is given up, so that a decoder does not begin again for each."""
-_EMPTY_BYTES = 16
-"""A packet of MPEG-4 that says only "as before" is shorter, and gives no frame."""
 _DAMAGED = "The frame is damaged"
 _DEPENDENT = "The frame may be made from a damaged one"
 _WITHOUT_START = "The frame is made from frames before the beginning of the recording"
@@ -116,6 +116,8 @@ class _Decoding:
         self._waiting: dict[int, VideoFrame] = {}
         self._unanswered: dict[int, bool] = {}
         """Packets that a picture is still owed for, in order, and whether others may be made from it."""
+        self._disturbed: set[int] = set()
+        """Keyframes of which something failed that does not count, being before the origin."""
         self._forget()
 
     def _forget(self) -> None:
@@ -157,7 +159,9 @@ class _Decoding:
         context.flush_buffers()
         self._waiting.clear()
         self._unanswered.clear()
+        self._disturbed.clear()
         keys = self._index.keyframes.number
+        continuity = Continuity(context)
         begun = False
         for number, packet in self._packets.read(self._origin, self._last):
             if number > self._end():
@@ -168,12 +172,21 @@ class _Decoding:
             if begun and context.name in _CARRYING and row >= 0 and keys[row] == number:
                 yield from self._drain(wanted)
                 context.flush_buffers()
+            if number in self._failed:
+                if self._is_dependent(number + 1):
+                    continuity.forget()
+                continue
+            continuity.add(packet, keyframe=row >= 0 and keys[row] == number)
+            counts, needed = self._counts(number), continuity.is_needed
+            if continuity.is_broken and counts and not self._is_dependent(number):
+                self._fail(number, needed=True)
+                # Which picture is missing is not known, nor whether only those before the keyframe are made from it.
+                self._damaged.setdefault((row, False), number)
             if number in self._failed or self._is_dependent(number):
                 continue
             packet.pts = packet.dts = number
             self._sent = number
-            counts, needed = self._origin_of(number) >= self._origin, not packet.is_disposable
-            if counts and packet.size > _EMPTY_BYTES and self._index.positions[number] >= 0:
+            if counts and packet.size > EMPTY_BYTES and self._index.positions[number] >= 0:
                 self._unanswered[number] = needed
             try:
                 pictures = packet.decode()
@@ -184,9 +197,11 @@ class _Decoding:
                     self._fail(number, needed=needed)
                     if context.name in _REORDERING:
                         return
+                elif not self._is_leading(number, row):
+                    self._disturbed.add(row)
                 pictures = []
             else:
-                silent = begun and not pictures and packet.size > _EMPTY_BYTES and context.name in _DELAYED_BY_ONE
+                silent = begun and not pictures and packet.size > EMPTY_BYTES and context.name in _DELAYED_BY_ONE
                 if silent and counts:
                     self._fail(number, needed=needed)
             begun = True
@@ -224,6 +239,15 @@ class _Decoding:
         while self._unanswered and (first := next(iter(self._unanswered))) + _REORDERED_PACKETS <= self._sent:
             self._fail(first, needed=self._unanswered[first])
 
+    def _counts(self, number: int) -> bool:
+        """Whether a packet's failure is its own.
+
+        It is not before the origin, nor after a recovery point of H.264 whose decoder lacks what was before it.
+        """
+        row = self._row(number)
+        recovers = row > 0 and row - 1 in self._disturbed and not self._index.keyframes.clean[row]
+        return self._origin_of(number) >= self._origin and not recovers
+
     def _fail(self, number: int, *, needed: bool) -> None:
         self._failed.add(number)
         self._unanswered.pop(number, None)
@@ -245,7 +269,7 @@ class _Decoding:
     def _judge(self, number: int, picture: VideoFrame | None) -> VideoFrame | str:
         if number in self._failed:
             return _DAMAGED
-        if self._row(number) < 0:
+        if self._is_without_start(number):
             return _WITHOUT_START
         if self._is_dependent(number):
             return _DEPENDENT
@@ -261,6 +285,10 @@ class _Decoding:
         return self._is_leading(number, row) and (
             number > self._damaged.get((row, True), number) or (row - 1, False) in self._damaged
         )
+
+    def _is_without_start(self, number: int) -> bool:
+        row = self._row(number)
+        return row < 0 or (row == 0 < self._index.keyframes.number[0] and self._is_leading(number, row))
 
     def _is_leading(self, number: int, row: int) -> bool:
         """Whether a frame is shown before the keyframe that it is decoded after."""
