@@ -67,6 +67,7 @@ class Numbering:
     bits: int
     has_gaps: bool
     has_planes: bool
+    has_fields: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Picture:
     is_needed: bool
     is_intra: bool = False
     """Of MPEG-1 and -2 only."""
+    field: int = 0
+    """1 and 2 are the fields of a frame that are pictures of their own, in H.264."""
 
 
 def read_picture(kind: int, unit: bytes, numbering: Numbering) -> Picture:
@@ -85,7 +88,9 @@ def read_picture(kind: int, unit: bytes, numbering: Numbering) -> Picture:
     for _ in range(3):
         bits.unsigned()
     bits.skip(2 * numbering.has_planes)
-    return Picture(bits.read(numbering.bits), bool(kind & _REFERENCE))
+    number = bits.read(numbering.bits)
+    field = 1 + bits.read(1) if numbering.has_fields and bits.read(1) else 0
+    return Picture(number, bool(kind & _REFERENCE), field=field)
 
 
 def read_numbering(unit: bytes) -> Numbering:
@@ -116,7 +121,10 @@ def read_numbering(unit: bytes) -> Numbering:
         for _ in range(min(bits.unsigned(), 255)):
             bits.unsigned()
     bits.unsigned()
-    return Numbering(name, width, bool(bits.read(1)), planes)
+    gaps = bool(bits.read(1))
+    bits.unsigned()
+    bits.unsigned()
+    return Numbering(name, width, gaps, planes, has_fields=not bits.read(1))
 
 
 def _skip_scaling(bits: "_Bits", size: int) -> None:

@@ -36,12 +36,15 @@ class Continuity:
 
     `is_broken`: a picture that the last one may be made from has gone missing before it. `is_restarted`: counting began
     anew without a keyframe, which may be so, or one is missing. `is_readable`: False where no header of a picture was
-    found. `is_needed`: others may be made from it, as far as is known.
+    found. `is_needed`: others may be made from it, as far as is known. `is_second_field`: it completes the frame that
+    the packet before began, as in H.264 in a transport stream.
     """
 
     def __init__(self, context: VideoCodecContext) -> None:
         self.is_broken = self.is_restarted = False
         self.is_readable = self.is_needed = True
+        self.is_second_field = False
+        self._picture: Picture | None = None
         self._codec = context.name
         self._extradata = context.extradata
         self._numberings: dict[int, Numbering] = {}
@@ -49,6 +52,11 @@ class Continuity:
         if self._codec == "h264":
             for kind, unit in read_header_units(self._extradata):
                 self._learn(kind, unit)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the container's header tells that fields may be pictures of their own."""
+        return any(numbering.has_fields for numbering in self._numberings.values())
 
     def forget(self) -> None:
         """Begin anew, as after a packet that is known to be lost."""
@@ -68,10 +76,16 @@ class Continuity:
     def _add_h264(self, packet: "Packet[VideoStream]") -> None:
         picture, numbering = self._read_h264(packet)
         self.is_readable = picture is not None
+        previous, self._picture = self._picture, picture
+        self.is_second_field = bool(
+            picture and previous and picture.number == previous.number and {picture.field, previous.field} == {1, 2}
+        )
+        if self.is_second_field:
+            self._picture = None
         if picture is None or numbering is None:
             return
         self.is_needed = picture.is_needed
-        odd = self._expected is not None and picture.number not in self._expected
+        odd = self._expected is not None and not numbering.has_gaps and picture.number not in self._expected
         # 0 is also where counting begins anew without a keyframe, and 1 what follows then.
         self.is_restarted = odd and picture.number in (0, 1)
         self.is_broken = odd and not self.is_restarted
@@ -98,7 +112,8 @@ class Continuity:
         else:
             # A B-frame is shown between the two pictures that it is made from; of the first ones, one is not known.
             span = (last - first) % _PICTURE_NUMBERS or _PICTURE_NUMBERS // 2
-            self.is_broken = not 0 < (last - picture.number) % _PICTURE_NUMBERS < span
+            # Some encoders number all alike.
+            self.is_broken = (last - picture.number) % _PICTURE_NUMBERS >= span
 
     def _read_h264(self, packet: "Packet[VideoStream]") -> tuple[Picture | None, Numbering | None]:
         for kind, unit in read_units(bytes(memoryview(packet)[:LOOKED_AT_BYTES]), self._extradata):
@@ -107,7 +122,7 @@ class Continuity:
                 # Where sequences number in several ways, a number could be taken for what it is not.
                 numberings = {replace(numbering, name=0) for numbering in self._numberings.values()}
                 numbering = next(iter(numberings), None)
-                if numbering is None or len(numberings) > 1 or numbering.has_gaps:
+                if numbering is None or len(numberings) > 1:
                     return Picture(0, is_needed=True), None
                 return read_picture(kind, unit, numbering), numbering
         return None, None

@@ -95,7 +95,12 @@ def _plan_runs(index: Index, positions: NDArray[np.int64]) -> Iterator[tuple[NDA
     breaks = np.flatnonzero(numbers[1:] > last[:-1] + 1) + 1
     bounds = [0, *breaks.tolist(), len(positions)]
     for a, b in pairwise(bounds):
-        yield positions[a:b], int(last[b - 1])
+        yield positions[a:b], _complete(index, int(last[b - 1]))
+
+
+def _complete(index: Index, packet: int) -> int:
+    """The last packet of the frame that `packet` begins: its second field may be one of its own."""
+    return packet + int(packet >= 0 and index.header.codec == "h264" and index.positions[packet + 1] < 0)
 
 
 class _Decoding:
@@ -195,6 +200,8 @@ class _Decoding:
             except FFmpegError:
                 if counts:
                     self._fail(number, needed=needed)
+                    if continuity.is_second_field:
+                        self._fail(number - 1, needed=needed)
                     if context.name in _REORDERING:
                         return
                 elif not self._is_leading(number, row):
@@ -301,6 +308,9 @@ class _Decoding:
 
     def _origin_of(self, number: int) -> int:
         position = int(self._index.positions[number])
+        if position < 0 < number and self._index.header.codec == "h264":
+            # The second field of a frame has the frame's.
+            position = int(self._index.positions[number - 1])
         return self._row(number) if position < 0 else int(self._index.origins[position])
 
     def _end(self) -> int:
@@ -308,4 +318,4 @@ class _Decoding:
         if self._first_failed_origin == len(self._index.keyframes.number):
             return self._last
         frames = int(np.searchsorted(self._index.origins, self._first_failed_origin, side="right"))
-        return min(self._last, int(self._index.packets[:frames].max(initial=-1)))
+        return min(self._last, _complete(self._index, int(self._index.packets[:frames].max(initial=-1))))

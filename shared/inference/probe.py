@@ -86,11 +86,14 @@ class _Packets:
         """Collect every packet; the first frame that can be decoded."""
         frame: VideoFrame | None = None
         corrupt = 0
+        continuity = Continuity(recording.stream.codec_context)
         try:
             for packet in recording.container.demux(recording.stream):
                 # An empty packet stands for "as before" in AVI, and for the end of the stream in PyAV.
                 if packet.size:
-                    self._add(packet, recording.stream)
+                    if continuity.has_fields:
+                        continuity.add(packet, keyframe=packet.is_keyframe)
+                    self._add(packet, recording.stream, second_field=continuity.is_second_field)
                     corrupt = corrupt + 1 if packet.is_corrupt else 0
                 if frame is None and len(self.pts) <= _TRIED_PACKETS and any(self.key):
                     frame = _try_to_decode(packet)
@@ -105,15 +108,19 @@ class _Packets:
         self._drop_last(corrupt)
         return frame
 
-    def _add(self, packet: "Packet[VideoStream]", stream: VideoStream) -> None:
+    def _add(self, packet: "Packet[VideoStream]", stream: VideoStream, *, second_field: bool) -> None:
         if len(self.pts) >= self.limits.max_frames:
             raise MediaLimit(f"The recording has more than the {self.limits.max_frames} frames that are taken")
-        self.pts.append(MISSING if packet.pts is None else packet.pts)
+        # The second field of a frame is told no time, and needs none.
+        pts = self.pts[-1] if second_field else packet.pts
+        self.pts.append(MISSING if pts is None else pts)
         self.dts.append(MISSING if packet.dts is None else packet.dts)
         codec = stream.codec_context
-        self.shown.append(not packet.is_discard and not is_hidden(packet, codec.name))
+        self.shown.append(not second_field and not packet.is_discard and not is_hidden(packet, codec.name))
         entry = Entry.CLEAN if packet.is_keyframe else Entry.NONE
-        if packet.is_keyframe and codec.name == "h264":
+        if second_field:
+            entry = Entry.NONE
+        elif packet.is_keyframe and codec.name == "h264":
             entry = classify_keyframe(packet, codec.extradata)
         if codec.name in _TOLD_BY_KIND and packet.size > EMPTY_BYTES and read_mpeg_picture(packet, codec.name) is None:
             self.unreadable.append(len(self.key))

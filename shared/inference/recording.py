@@ -85,8 +85,8 @@ class Index:
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
-        """For each packet the frame that it is, -1 where it is none; frames beyond the last are left out."""
-        positions = np.full(int(self.packets.max()) + 1, -1, np.int64)
+        """For each packet the frame that it is, -1 where it is none; all beyond the last frame and one are left out."""
+        positions = np.full(int(self.packets.max()) + 2, -1, np.int64)
         positions[self.packets] = np.arange(len(self.packets))
         return positions
 
