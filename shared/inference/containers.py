@@ -37,7 +37,7 @@ CODECS = {
 """The decoders that are let at customers' bytes, and what their codec is called. The few that recordings are made with:
 each of FFmpeg's hundreds of others is one more to be attacked through."""
 
-_PATCHING = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
+_PATCHING = ("h264", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg")
 """Decoders that patch damaged places with what was there before and do not always tell, unless errors stop them."""
 _BUFFER_BYTES = 1 << 16
 _GENERATE_TIMES: Final = 0x0001

@@ -5,7 +5,7 @@ gives back with the picture. So times that are missing, doubled or differ after 
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,9 +14,11 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from shared.inference.bitstreams import EMPTY_BYTES
 from shared.inference.chunks import Chunk
 from shared.inference.colors import RgbConverter
 from shared.inference.containers import Source, raising_invalid_media
+from shared.inference.continuity import Continuity
 from shared.inference.errors import OutOfMemory
 from shared.inference.packets import PacketReader
 from shared.inference.recording import Index
@@ -26,10 +28,10 @@ _REORDERED_PACKETS = 32
 _DELAYED_BY_ONE = ("mpeg1video", "mpeg2video", "mpeg4")
 """Codecs whose decoders give a frame for every packet after the first; none is how they tell that one is rubbish."""
 _REORDERING = ("h264", "hevc", *_DELAYED_BY_ONE)
+_CARRYING = ("vp8", "vp9", "libdav1d")
+"""Codecs that can show an old picture again: a damaged keyframe must not bring back one from before it."""
 _MOST_FAILURES = 3
 """After so many between two keyframes, what follows is given up, so that a decoder does not begin again for each."""
-_EMPTY_BYTES = 16
-"""A packet of MPEG-4 that says only "as before" is shorter, and gives no frame."""
 _DAMAGED = "The frame is damaged"
 _DEPENDENT = "The frame may be made from a damaged one"
 _WITHOUT_START = "The frame is made from frames before the beginning of the recording"
@@ -60,8 +62,8 @@ def read_frames(
     header = index.header
     converter = RgbConverter(header.colors, header.size)
     with PacketReader(source, index, threads=threads) as packets:
-        for run, keyframe, last in _plan_runs(index, positions):
-            for position, picture in _Decoding(packets, index, keyframe, last).read(run):
+        for run, last in _plan_runs(index, positions):
+            for position, picture in _Decoding(packets, index, last).read(run):
                 pts = int(index.times[position])
                 if isinstance(picture, str):
                     yield Frame(position, pts, None, picture)
@@ -84,33 +86,49 @@ def _find_frames(index: Index, chunk: Chunk, wanted: Iterable[int] | None) -> ND
     return positions
 
 
-def _plan_runs(index: Index, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int, int]]:
-    """Stretches of packets to decode without a break: the frames wanted of each, its keyframe, its last packet."""
+def _plan_runs(index: Index, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Stretches of packets to decode without a break: the frames wanted of each, and its last packet."""
     if not len(positions):
         return
-    rows = index.keyframe_before(positions)
-    # From the last to the first, as a frame may need an earlier keyframe than the one shown before it.
-    rows = np.minimum.accumulate(rows[::-1])[::-1]
-    numbers = np.concatenate([[0], index.keyframes.number])[rows + 1]
+    numbers = np.concatenate([[0], index.keyframes.number])[index.origins[positions] + 1]
     last = np.maximum.accumulate(index.packets[positions])
     breaks = np.flatnonzero(numbers[1:] > last[:-1] + 1) + 1
     bounds = [0, *breaks.tolist(), len(positions)]
     for a, b in pairwise(bounds):
-        yield positions[a:b], int(rows[a]), int(last[b - 1])
+        yield positions[a:b], _complete(index, int(last[b - 1]))
+
+
+def _complete(index: Index, packet: int) -> int:
+    """The last packet of the frame that `packet` begins: its second field may be one of its own."""
+    return packet + int(packet >= 0 and index.header.codec == "h264" and index.positions[packet + 1] < 0)
 
 
 class _Decoding:
-    """One stretch of packets, from a keyframe (-1: the beginning of the file) to the last that is needed."""
+    """One stretch of packets, from a keyframe (-1: the beginning of the file) to the last that is needed.
 
-    def __init__(self, packets: PacketReader, index: Index, keyframe: int, last: int) -> None:
+    What becomes of a frame is told by the packets from its own origin, the keyframe that its decoding must begin at,
+    up to its own packet, and by nothing else: so it is the same for all chunks. Damage is noticed when a decoder has
+    seen more, or less, than that. So a frame waits until all packets up to its own are answered for, and where one has
+    failed, frames of a later origin are decoded anew from there, with all forgotten.
+    """
+
+    def __init__(self, packets: PacketReader, index: Index, last: int) -> None:
         self._packets = packets
         self._index = index
-        self._keyframe = keyframe
         self._last = last
+        self._origin = -1
         self._sent = -1
-        self._unanswered: set[int] = set()
+        self._waiting: dict[int, VideoFrame] = {}
+        self._unanswered: dict[int, bool] = {}
+        """Packets that a picture is still owed for, in order, and whether others may be made from it."""
+        self._disturbed: set[int] = set()
+        """Keyframes of which something failed that does not count, being before the origin."""
+        self._forget()
+
+    def _forget(self) -> None:
         self._failed: set[int] = set()
         self._failures: Counter[int] = Counter()
+        self._first_failed_origin = len(self._index.keyframes.number)
         self._damaged: dict[tuple[int, bool], int] = {}
         """By keyframe, and apart for the frames shown before it, the first packet that is damaged and may be needed.
 
@@ -119,124 +137,165 @@ class _Decoding:
 
     def read(self, positions: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame | str]]:
         """Each of the frames, or why it is not there."""
-        numbers = self._index.packets[positions].tolist()
-        wanted = set(numbers)
-        waiting: dict[int, VideoFrame] = {}
-        following = 0
-        for pictures, done in self._decode():
-            for picture in pictures:
-                number = picture.pts
-                if number is None:
-                    continue
-                self._unanswered.discard(number)
-                if picture.is_corrupt:
-                    self._fail(number)
-                elif number in wanted:
-                    waiting[number] = picture
-            while following < len(numbers):
-                number = numbers[following]
-                late = done or self._sent >= number + _REORDERED_PACKETS
-                lost = number in self._failed or self._is_dependent(number)
-                if number not in waiting and not lost and not late:
+        numbers, origins = self._index.packets[positions].tolist(), self._index.origins[positions].tolist()
+        wanted, following = set(numbers), 0
+        while following < len(numbers):
+            self._origin = origins[following]
+            if self._origin > self._first_failed_origin:
+                self._forget()
+            for done in self._decode(wanted):
+                while following < len(numbers) and origins[following] <= self._first_failed_origin:
+                    number = numbers[following]
+                    if not done and not self._is_settled(number):
+                        break
+                    yield int(positions[following]), self._judge(number, self._waiting.pop(number, None))
+                    wanted.discard(number)
+                    following += 1
+                if following == len(numbers) or origins[following] > self._first_failed_origin:
                     break
-                position = int(positions[following])
-                yield position, self._judge(position, waiting.pop(number, None))
-                wanted.discard(number)
-                following += 1
-            if following == len(numbers):
-                return
 
-    def _decode(self) -> Iterator[tuple[list[VideoFrame], bool]]:
-        """What the decoder gives after each packet, and at last all that it held back."""
-        keyframe = self._keyframe
-        while (failed := (yield from self._decode_from(keyframe))) is not None:
-            # For frames shown before its keyframe the one before that, and one more for the decoder to come to rest.
-            keyframe = max(self._keyframe, self._row(failed) - 2)
+    def _decode(self, wanted: set[int]) -> Iterator[bool]:
+        """Decode from the origin, stopping after each picture and packet; whether all is given that was held back.
 
-    def _decode_from(self, keyframe: int) -> Generator[tuple[list[VideoFrame], bool], None, int | None]:
-        """Decode up to the end, or to a packet that has failed and with which a sound frame may have been lost.
-
-        A decoder that reorders gives an earlier frame with each packet, and none where the packet is damaged. So it
-        begins again then, without that packet and what rests on it: once for a damaged stretch between keyframes.
+        A decoder that reorders gives an earlier frame with each packet, and none where the packet is damaged. So this
+        ends then, to begin again without that packet and what rests on it.
         """
         context = self._packets.recording.stream.codec_context
         context.flush_buffers()
+        self._waiting.clear()
         self._unanswered.clear()
+        self._disturbed.clear()
+        keys = self._index.keyframes.number
+        continuity = Continuity(context)
         begun = False
-        for number, packet in self._packets.read(keyframe, self._last):
+        for number, packet in self._packets.read(self._origin, self._last):
+            if number > self._end():
+                break
             # The recording may have been opened anew to get here.
             context = self._packets.recording.stream.codec_context
+            row = self._row(number)
+            if begun and context.name in _CARRYING and row >= 0 and keys[row] == number:
+                yield from self._drain(wanted)
+                context.flush_buffers()
+            if number in self._failed:
+                if self._is_dependent(number + 1):
+                    continuity.forget()
+                continue
+            continuity.add(packet, keyframe=row >= 0 and keys[row] == number)
+            counts, needed = self._counts(number), continuity.is_needed
+            if continuity.is_broken and counts and not self._is_dependent(number):
+                self._fail(number, needed=True)
+                # Which picture is missing is not known, nor whether only those before the keyframe are made from it.
+                self._damaged.setdefault((row, False), number)
             if number in self._failed or self._is_dependent(number):
                 continue
             packet.pts = packet.dts = number
             self._sent = number
-            if packet.size > _EMPTY_BYTES and self._index.positions[number] >= 0:
-                self._unanswered.add(number)
-            pictures: list[VideoFrame] = []
+            if counts and packet.size > EMPTY_BYTES and self._index.positions[number] >= 0:
+                self._unanswered[number] = needed
             try:
                 pictures = packet.decode()
             except MemoryError as error:
                 raise OutOfMemory("Not enough memory to decode a recording") from error
             except FFmpegError:
-                if not self._is_recovering(number):
-                    self._fail(number, needed=not packet.is_disposable)
+                if counts:
+                    self._fail(number, needed=needed)
+                    if continuity.is_second_field:
+                        self._fail(number - 1, needed=needed)
                     if context.name in _REORDERING:
-                        return number
+                        return
+                elif not self._is_leading(number, row):
+                    self._disturbed.add(row)
+                pictures = []
             else:
-                if begun and not pictures and packet.size > _EMPTY_BYTES and context.name in _DELAYED_BY_ONE:
-                    self._fail(number)
+                silent = begun and not pictures and packet.size > EMPTY_BYTES and context.name in _DELAYED_BY_ONE
+                if silent and counts:
+                    self._fail(number, needed=needed)
             begun = True
-            yield pictures, False
+            for picture in pictures:
+                self._receive(picture, wanted)
+                yield False
+            self._give_up_late()
+            yield False
+        yield from self._drain(wanted)
+        for number, needed in list(self._unanswered.items()):
+            self._fail(number, needed=needed)
+        yield True
+
+    def _drain(self, wanted: set[int]) -> Iterator[bool]:
         try:
-            pictures = context.decode(None)
+            pictures = self._packets.recording.stream.codec_context.decode(None)
         except FFmpegError:
             # What was held back is lost; each of these frames is then given as missing.
-            pictures = []
-        yield pictures, True
-        return None
+            return
+        for picture in pictures:
+            self._receive(picture, wanted)
+            yield False
 
-    def _is_recovering(self, number: int) -> bool:
-        """Whether a decoder that began at a recovery point of H.264 may still miss what was before it."""
+    def _receive(self, picture: VideoFrame, wanted: set[int]) -> None:
+        number = picture.pts
+        if number is None or self._origin_of(number) < self._origin:
+            return
+        needed = self._unanswered.pop(number, True)
+        if picture.is_corrupt:
+            self._fail(number, needed=needed)
+        elif number in wanted:
+            self._waiting[number] = picture
+
+    def _give_up_late(self) -> None:
+        while self._unanswered and (first := next(iter(self._unanswered))) + _REORDERED_PACKETS <= self._sent:
+            self._fail(first, needed=self._unanswered[first])
+
+    def _counts(self, number: int) -> bool:
+        """Whether a packet's failure is its own.
+
+        It is not before the origin, nor after a recovery point of H.264 whose decoder lacks what was before it.
+        """
         row = self._row(number)
-        begins = row <= max(self._keyframe, 0) or (row - 1, False) in self._damaged
-        return begins and (row < 0 or not self._index.keyframes.clean[row])
+        recovers = row > 0 and row - 1 in self._disturbed and not self._index.keyframes.clean[row]
+        return self._origin_of(number) >= self._origin and not recovers
 
-    def _fail(self, number: int, *, needed: bool = True) -> None:
+    def _fail(self, number: int, *, needed: bool) -> None:
         self._failed.add(number)
-        self._unanswered.discard(number)
+        self._unanswered.pop(number, None)
+        self._first_failed_origin = min(self._first_failed_origin, self._origin_of(number))
         row = self._row(number)
         self._failures[row] += 1
         if needed or self._failures[row] > _MOST_FAILURES:
             part = row, self._is_leading(number, row)
             self._damaged[part] = min(number, self._damaged.get(part, number))
 
-    def _judge(self, position: int, picture: VideoFrame | None) -> VideoFrame | str:
-        number = int(self._index.packets[position])
-        if picture is not None:
-            self._find_lost(position)
+    def _is_settled(self, number: int) -> bool:
+        """Whether nothing that is decoded after a packet can change what becomes of it."""
+        if number in self._failed or self._is_dependent(number):
+            return True
+        if number not in self._waiting and self._sent < number + _REORDERED_PACKETS:
+            return False
+        return not self._unanswered or next(iter(self._unanswered)) > number
+
+    def _judge(self, number: int, picture: VideoFrame | None) -> VideoFrame | str:
         if number in self._failed:
             return _DAMAGED
-        if self._row(number) < 0:
+        if self._is_without_start(number):
             return _WITHOUT_START
         if self._is_dependent(number):
             return _DEPENDENT
         return _MISSING if picture is None else picture
 
-    def _find_lost(self, position: int) -> None:
-        """Frames come in the order of showing: what is not there before `position` is lost, though nothing failed."""
-        for number in [number for number in self._unanswered if self._index.positions[number] < position]:
-            self._unanswered.discard(number)
-            if not self._is_recovering(number):
-                self._fail(number)
-
     def _is_dependent(self, number: int) -> bool:
         """Whether what a packet holds may be made from a damaged one before it."""
+        if not self._damaged:
+            return False
         row = self._row(number)
         if number > self._damaged.get((row, False), number):
             return True
         return self._is_leading(number, row) and (
             number > self._damaged.get((row, True), number) or (row - 1, False) in self._damaged
         )
+
+    def _is_without_start(self, number: int) -> bool:
+        row = self._row(number)
+        return row < 0 or (row == 0 < self._index.keyframes.number[0] and self._is_leading(number, row))
 
     def _is_leading(self, number: int, row: int) -> bool:
         """Whether a frame is shown before the keyframe that it is decoded after."""
@@ -246,3 +305,17 @@ class _Decoding:
     def _row(self, number: int) -> int:
         """The keyframe that a packet follows, or is; -1 before the first."""
         return int(np.searchsorted(self._index.keyframes.number, number, side="right")) - 1
+
+    def _origin_of(self, number: int) -> int:
+        position = int(self._index.positions[number])
+        if position < 0 < number and self._index.header.codec == "h264":
+            # The second field of a frame has the frame's.
+            position = int(self._index.positions[number - 1])
+        return self._row(number) if position < 0 else int(self._index.origins[position])
+
+    def _end(self) -> int:
+        """The last packet to decode: where one has failed, that of the last frame of its origin."""
+        if self._first_failed_origin == len(self._index.keyframes.number):
+            return self._last
+        frames = int(np.searchsorted(self._index.origins, self._first_failed_origin, side="right"))
+        return min(self._last, _complete(self._index, int(self._index.packets[:frames].max(initial=-1))))

@@ -133,9 +133,9 @@ class PacketReader:
 
     def _is_keyframe(self, row: int, packet: VideoPacket) -> bool:
         keys = self._index.keyframes
+        # Not by its being marked as one: of a damaged packet, that may depend on what was read before it.
         return (
-            packet.is_keyframe
-            and packet.size == keys.size[row]
+            packet.size == keys.size[row]
             and (-1 if packet.pos is None else packet.pos) == keys.position[row]
             and (self._index.header.format not in _TIMED or packet.dts == keys.dts[row])
         )

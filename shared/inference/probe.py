@@ -16,9 +16,10 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from shared.inference.bitstreams import Entry, classify_keyframe, is_hidden
+from shared.inference.bitstreams import EMPTY_BYTES, Entry, classify_keyframe, is_hidden, read_mpeg_picture
 from shared.inference.colors import describe_colors
 from shared.inference.containers import OpenRecording, Source, codec_of, open_recording, raising_invalid_media
+from shared.inference.continuity import Continuity
 from shared.inference.errors import InvalidMedia, MediaLimit
 from shared.inference.orientation import read_orientation
 from shared.inference.recording import Header, Index, Keyframes, Limits
@@ -35,6 +36,8 @@ from shared.inference.timestamps import (
 
 _TRIED_PACKETS = 512
 """How many packets may pass until the first frame can be decoded."""
+_TOLD_BY_KIND = ("mpeg1video", "mpeg2video", "mpeg4")
+"""Codecs whose order of showing follows from which frames are B-frames."""
 _REORDERS_FREELY = ("h264", "hevc")
 """Codecs whose order of showing does not follow from which frames are B-frames."""
 
@@ -76,17 +79,21 @@ class _Packets:
     positions: "array[int]" = field(default_factory=lambda: array("q"))
     sizes: "array[int]" = field(default_factory=lambda: array("q"))
     clean: "array[int]" = field(default_factory=lambda: array("q"))
+    unreadable: "array[int]" = field(default_factory=lambda: array("q"))
     warnings: list[str] = field(default_factory=list)
 
     def read(self, recording: OpenRecording) -> VideoFrame | None:
         """Collect every packet; the first frame that can be decoded."""
         frame: VideoFrame | None = None
         corrupt = 0
+        continuity = Continuity(recording.stream.codec_context)
         try:
             for packet in recording.container.demux(recording.stream):
                 # An empty packet stands for "as before" in AVI, and for the end of the stream in PyAV.
                 if packet.size:
-                    self._add(packet, recording.stream)
+                    if continuity.has_fields:
+                        continuity.add(packet, keyframe=packet.is_keyframe)
+                    self._add(packet, recording.stream, second_field=continuity.is_second_field)
                     corrupt = corrupt + 1 if packet.is_corrupt else 0
                 if frame is None and len(self.pts) <= _TRIED_PACKETS and any(self.key):
                     frame = _try_to_decode(packet)
@@ -101,16 +108,23 @@ class _Packets:
         self._drop_last(corrupt)
         return frame
 
-    def _add(self, packet: "Packet[VideoStream]", stream: VideoStream) -> None:
+    def _add(self, packet: "Packet[VideoStream]", stream: VideoStream, *, second_field: bool) -> None:
         if len(self.pts) >= self.limits.max_frames:
             raise MediaLimit(f"The recording has more than the {self.limits.max_frames} frames that are taken")
-        self.pts.append(MISSING if packet.pts is None else packet.pts)
+        # The second field of a frame is told no time, and needs none.
+        pts = self.pts[-1] if second_field else packet.pts
+        self.pts.append(MISSING if pts is None else pts)
         self.dts.append(MISSING if packet.dts is None else packet.dts)
         codec = stream.codec_context
-        self.shown.append(not packet.is_discard and not is_hidden(packet, codec.name))
+        self.shown.append(not second_field and not packet.is_discard and not is_hidden(packet, codec.name))
         entry = Entry.CLEAN if packet.is_keyframe else Entry.NONE
-        if packet.is_keyframe and codec.name == "h264":
+        if second_field:
+            entry = Entry.NONE
+        elif packet.is_keyframe and codec.name == "h264":
             entry = classify_keyframe(packet, codec.extradata)
+        if codec.name in _TOLD_BY_KIND and packet.size > EMPTY_BYTES and read_mpeg_picture(packet, codec.name) is None:
+            self.unreadable.append(len(self.key))
+            entry = Entry.NONE
         self.key.append(entry is not Entry.NONE)
         if entry is not Entry.NONE:
             self.positions.append(-1 if packet.pos is None else packet.pos)
@@ -168,7 +182,7 @@ def _complete_times(packets: _Packets, recording: OpenRecording, source: Source)
         return table.pts, []
     dts = fill_decoding_times(table.dts, table.pts)
     if codec.name not in _REORDERS_FREELY:
-        return fill_from_reordering(table.pts, dts), []
+        return fill_from_reordering(table.pts, dts, np.array(packets.unreadable, np.int64)), []
     if codec.has_b_frames:
         pts = _order_by_decoding(source, recording, dts, packets.limits)
     else:
@@ -183,7 +197,17 @@ def _order_by_decoding(source: Source, probed: OpenRecording, dts: Times, limits
         # Damaged frames are welcome here: they have their place too.
         recording.stream.codec_context.options.pop("err_detect", None)
         packets = (packet for packet in recording.container.demux(recording.stream) if packet.size)
+        continuity, unreadable = Continuity(recording.stream.codec_context), False
         for number, packet in enumerate(itertools.islice(packets, len(dts))):
+            continuity.add(packet, keyframe=packet.is_keyframe)
+            if not continuity.is_readable:
+                unreadable = True
+                continue
+            # A lost keyframe: what is decoded after it must not be sorted among what was before.
+            if unreadable and continuity.is_restarted:
+                shown.update(_decode_numbers(recording, None))
+                recording.stream.codec_context.flush_buffers()
+            unreadable = False
             packet.pts = packet.dts = number
             shown.update(_decode_numbers(recording, packet))
         shown.update(_decode_numbers(recording, None))

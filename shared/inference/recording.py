@@ -85,10 +85,17 @@ class Index:
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
-        """For each packet the frame that it is, -1 where it is none; frames beyond the last are left out."""
-        positions = np.full(int(self.packets.max()) + 1, -1, np.int64)
+        """For each packet the frame that it is, -1 where it is none; all beyond the last frame and one are left out."""
+        positions = np.full(int(self.packets.max()) + 2, -1, np.int64)
         positions[self.packets] = np.arange(len(self.packets))
         return positions
+
+    @cached_property
+    def origins(self) -> NDArray[np.int64]:
+        """For each frame the keyframe that decoding begins at, -1 for the file's beginning; int64, never descending."""
+        rows = self.keyframe_before(np.arange(len(self.times)))
+        # From the last to the first, as a frame may need an earlier keyframe than the one shown before it.
+        return np.minimum.accumulate(rows[::-1])[::-1]
 
     def keyframe_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which keyframe decoding must begin at for each of the frames, int64; -1 where only the file's beginning does.

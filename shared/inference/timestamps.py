@@ -44,11 +44,20 @@ def fill_decoding_times(dts: Times, pts: Times) -> Times:
     return filled
 
 
-def fill_from_reordering(pts: Times, dts: Times) -> Times:
+def fill_from_reordering(pts: Times, dts: Times, unreadable: NDArray[np.int64]) -> Times:
     """`pts` as MPEG-1, -2 and -4 define them, where a container gives them for B-frames alone.
 
-    A B-frame is shown when it is decoded; any other is shown when the next such one is decoded.
+    A B-frame is shown when it is decoded; any other is shown when the next such one is decoded. `unreadable` are the
+    numbers, ascending, of packets that do not say what they are: B-frames, unless as many as usual came before.
     """
+    if len(unreadable):
+        pts = pts.copy()
+        anchors = (pts == MISSING) | (pts != dts)
+        usual = int(np.median(np.diff(np.flatnonzero(anchors)))) if anchors.sum() > 1 else 1
+        for number in unreadable.tolist():
+            # B-frames are made from two others.
+            anchors[number] = anchors[:number].sum() < 2 or not anchors[max(0, number - usual + 1) : number].any()
+            pts[number] = MISSING if anchors[number] else dts[number]
     missing = pts == MISSING
     if not missing.any():
         return pts

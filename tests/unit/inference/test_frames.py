@@ -35,6 +35,8 @@ OPEN_GOP = {"x264-params": f"open-gop=1:bframes=3:b-adapt=0:keyint={GOP}:scenecu
 CLOSED_GOP = {"x264-params": f"bframes=2:b-adapt=0:keyint={GOP}:scenecut=0:{QUIET}"}
 HEVC = {"x265-params": f"open-gop=1:bframes=3:keyint={GOP}:min-keyint={GOP}:{QUIET}"}
 MPEG_B = {"bf": "2", "qscale": "3"}
+FIELDS_H264 = {"x264-params": f"tff=1:bframes=2:b-adapt=0:keyint={GOP}:scenecut=0:{QUIET}"}
+FIELDS_MPEG2 = MPEG_B | {"flags": "+ildct+ilme"}
 
 KINDS: dict[str, tuple[str, str, dict[str, str], str]] = {
     "h264-open.mp4": ("libx264", "mp4", OPEN_GOP, "yuv420p"),
@@ -57,6 +59,10 @@ KINDS: dict[str, tuple[str, str, dict[str, str], str]] = {
     "mpeg4.mp4": ("mpeg4", "mp4", MPEG_B, "yuv420p"),
     "mpeg2.ts": ("mpeg2video", "mpegts", MPEG_B, "yuv420p"),
     "mpeg2.mpg": ("mpeg2video", "mpeg", MPEG_B, "yuv420p"),
+    "h264-fields.ts": ("libx264", "mpegts", FIELDS_H264, "yuv420p"),
+    "h264-fields.mp4": ("libx264", "mp4", FIELDS_H264, "yuv420p"),
+    "mpeg2-fields.ts": ("mpeg2video", "mpegts", FIELDS_MPEG2, "yuv420p"),
+    "mpeg2-fields.mp4": ("mpeg2video", "mp4", FIELDS_MPEG2, "yuv420p"),
     "mjpeg.avi": ("mjpeg", "avi", {}, "yuvj420p"),
     "prores.mov": ("prores_ks", "mov", {}, "yuv422p10le"),
 }
@@ -65,6 +71,11 @@ KINDS: dict[str, tuple[str, str, dict[str, str], str]] = {
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recordings")
+    encode_kinds(folder)
+    return folder
+
+
+def encode_kinds(folder: Path) -> None:
     for name, (codec, container, options, pixel_format) in KINDS.items():
         fragments = {"movflags": "frag_keyframe+empty_moov"} if "fragments" in name else {}
         encode(
@@ -75,7 +86,6 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixel_format=pixel_format,
             container_options=fragments,
         )
-    return folder
 
 
 def decode_straight(path: Path, index: Index) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
