@@ -11,6 +11,7 @@ import structlog
 from billiard import current_process
 from celery import Celery, signals
 
+from shared import faults
 from shared import log as logs
 from shared.broker import DELIVER, GPU, IO, RUN, WEBHOOKS, Hints, celery_settings
 from shared.config import load_settings
@@ -47,6 +48,7 @@ def learn_queue(instance: Any, **_: Any) -> None:
 @signals.worker_process_init.connect
 def build_process(**_: Any) -> None:
     settings = load_settings()
+    faults.prepare(settings.faults_folder)
     app.process = WorkerProcess.build(
         settings, queue_name=app.queue_name, draining=app.draining,
         roster=app.roster, place=current_process().index,

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from shared import chunks, lifecycle, queue, sources
+from shared import chunks, faults, lifecycle, queue, sources
 from shared.broker import Hints
 from shared.config import Settings
 from shared.contract import Failure
@@ -159,7 +159,9 @@ class Runner:
         with structlog.contextvars.bound_contextvars(**fields), self._heart.hold(claimed.lease) as hold:
             log.info("a step begins", kind=claimed.kind, mode=claimed.job.mode)
             try:
-                self._write(hold, self._work(claimed, hold, segmenter))
+                write = self._work(claimed, hold, segmenter)
+                faults.reach(f"{claimed.kind}-made")
+                self._write(hold, write)
             except LeaseLost as error:
                 log.warning("a step was left to another attempt", reason=str(error))
         self._hints.wake_sender()
@@ -259,6 +261,7 @@ class Runner:
                 time.sleep(DATABASE_PAUSE_SECONDS)
                 hold.require_lease()
             else:
+                faults.reach("outcome-committed")
                 log.info("a step ended", outcome=ending.outcome)
                 for step in ending.queued[:MOST_HINTS]:
                     self._hints.wake(step.queue, step.id)

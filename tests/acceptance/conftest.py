@@ -7,10 +7,10 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
@@ -27,8 +27,10 @@ from shared.inference.demo.scenes import draw_scene
 from shared.storage import Storage
 from tests.receiver import Receiver, run_receiver
 
-LEASE_SECONDS = 4
+LEASE_SECONDS = 900
+"""Longer than any test: who waits for the end of a lease is not noticed to be dead."""
 WAIT_SECONDS = 120
+Seen = TypeVar("Seen")
 ENDED = {"succeeded", "failed", "canceled", "expired"}
 
 
@@ -38,6 +40,7 @@ class Service:
 
     stack: Stack
     http: httpx2.Client
+    faults: Path
 
     def submit(self, image: bytes, *, name: str = "scene.png", **fields: Any) -> dict[str, Any]:
         form = {
@@ -90,6 +93,22 @@ class Service:
         with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
             return connection.execute(statement.encode()).fetchall()
 
+    def arm(self, point: str, order: str = "kill") -> None:
+        """Whichever process comes to this point next is killed or stopped there, see `shared/faults.py`."""
+        waiting = self.faults / f"{point}.written"
+        waiting.write_text(order)
+        waiting.rename(self.faults / point)
+
+    def wait_for_fault(self, point: str) -> int:
+        """The process that came to the armed point."""
+        [struck] = wait_until(lambda: list(self.faults.glob(f"{point}.*")), f"nobody came to {point}")
+        struck.unlink()
+        return int(struck.suffix.removeprefix("."))
+
+    def end_leases(self) -> None:
+        """What waiting would do, without the wait."""
+        self.query("UPDATE steps SET lease_expires_at = now() WHERE state = 'running' RETURNING id")
+
     def kill_gpu_child(self) -> int:
         """`kill -9` of the process that runs the steps; its parent lives on and starts another."""
         busy = "SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL ORDER BY heartbeat_at DESC"
@@ -109,22 +128,35 @@ class Service:
         return [data for (data,) in rows]
 
 
+def wait_until(seen: Callable[[], Seen], otherwise: str) -> Seen:
+    """What is seen, once it is something."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (found := seen()):
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
+    return found
+
+
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    folder = Path(tempfile.mkdtemp(prefix="maskline-"))
+    folder, faults = Path(tempfile.mkdtemp(prefix="maskline-")), Path(tempfile.mkdtemp(prefix="maskline-faults-"))
     chosen = {
+        "MASKLINE_ENVIRONMENT": "test",
+        "MASKLINE_FAULTS_FOLDER": str(faults),
         "MASKLINE_WORKER__LEASE_SECONDS": str(LEASE_SECONDS),
         "MASKLINE_WORKER__HEARTBEAT_SECONDS": "1",
         "MASKLINE_RECORDINGS__CHUNK_SECONDS": "0.001",  # as many chunks as there are keyframes
         "MASKLINE_WORKER__BATCH_IMAGES": "2",  # for rounds, which a CPU would not begin by itself
     }
     try:
-        with Stack(folder, durable=False, settings=chosen) as stack:
+        with Stack(folder, durable=False, gpu_workers=2, settings=chosen) as stack:
+            stack.stop("gpu1")  # started by those who want a second one
             headers = {"Authorization": f"Bearer {stack.api_key}"}
             with httpx2.Client(base_url=stack.url, headers=headers, timeout=30) as http:
-                yield Service(stack, http)
+                yield Service(stack, http, faults)
     finally:
         shutil.rmtree(folder)
+        shutil.rmtree(faults)
 
 
 @pytest.fixture
