@@ -61,6 +61,8 @@ class Storage(Group):
     access_key: str | None = None
     secret_key: SecretStr | None = None
     link_seconds: int = Field(default=900, ge=1, le=7 * 86400)
+    silent_seconds: Seconds = 20
+    """How long the storage may send nothing before a request is given up, and made again a few times."""
     sources: tuple[SourcePlace, ...] = ()
     """What jobs may name as `s3://…`: `bucket` or `bucket/prefix/`, and `{tenant}` in it is the name of the tenant.
 

@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from PIL import Image
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
+from cli.local.apps import App, app_environment, worker_arguments
 from cli.local.stack import Stack
 from shared import config
 from shared.inference.demo.scenes import draw_scene
@@ -109,6 +111,18 @@ class Service:
         """What waiting would do, without the wait."""
         self.query("UPDATE steps SET lease_expires_at = now() WHERE state = 'running' RETURNING id")
 
+    @contextmanager
+    def second_worker(self) -> Iterator[None]:
+        """On the same queue, for the length of the block."""
+        environment = app_environment(self.stack.environment())
+        arguments = worker_arguments("gpu", node="second@%h", concurrency=1)
+        worker = App("second", home=self.stack.path, arguments=arguments, environment=environment)
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop()
+
     def kill_gpu_child(self) -> int:
         """`kill -9` of the process that runs the steps; its parent lives on and starts another."""
         busy = "SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL ORDER BY heartbeat_at DESC"
@@ -149,8 +163,7 @@ def service() -> Iterator[Service]:
         "MASKLINE_WORKER__BATCH_IMAGES": "2",  # for rounds, which a CPU would not begin by itself
     }
     try:
-        with Stack(folder, durable=False, gpu_workers=2, settings=chosen) as stack:
-            stack.stop("gpu1")  # started by those who want a second one
+        with Stack(folder, durable=False, settings=chosen) as stack:
             headers = {"Authorization": f"Bearer {stack.api_key}"}
             with httpx2.Client(base_url=stack.url, headers=headers, timeout=30) as http:
                 yield Service(stack, http, faults)

@@ -100,14 +100,11 @@ def test_a_worker_that_wakes_after_its_job_was_taken_over_changes_nothing(
     job = service.submit(scene, webhook_url=receiver.url)
     zombie = service.wait_for_fault("infer-made")
     service.end_leases()
-    service.stack.start("gpu1")
-    try:
+    with service.second_worker():
         done = service.wait_for(job)
         os.kill(zombie, signal.SIGCONT)
         idle = f"SELECT 1 FROM workers WHERE pid = {zombie} AND step_id IS NULL"  # noqa: S608
         wait_until(partial(service.query, idle), "it did not leave the step")
-    finally:
-        service.stack.stop("gpu1")
     assert service.look(job) == done
     assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
     assert [event["state"] for event in service.events(job, "state")] == ["queued", "running", "succeeded"]
