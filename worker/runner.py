@@ -6,6 +6,7 @@ nothing at all. What happens in between is the business of `worker/fetch.py` for
 how several images share the model, each of them living the same life as one alone, is `worker/rounds.py`.
 """
 
+import errno
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ OLDEST_FIRST_EVERY = 16  # one step in so many is the oldest whatever its priori
 ROUND_SOURCE_BYTES = 32 * 2**20  # larger images run alone
 DATABASE_PAUSE_SECONDS = 0.5
 DATABASE_AWAY = (OperationalError, PoolTimeoutError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_HINTS = 16  # of the steps that one step adds; upkeep wakes whoever is idle for the others
 
 
@@ -181,6 +183,10 @@ class Runner:
             failure = Failure(code=error.code, detail=str(error), retryable=error.retryable)
             return self._fail(claimed, failure)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                return self._fail(
+                    claimed, Failure(code="disk_full", detail="the worker's disk is full", retryable=True)
+                )
             log.exception("a step met an error nobody expected")
             detail = f"the worker met an unexpected {type(error).__name__}; its log has the reason"
             return self._fail(claimed, Failure(code="internal_error", detail=detail, retryable=True))
