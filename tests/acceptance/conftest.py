@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from cli.local.stack import Stack
 from shared import config
 from shared.inference.demo.scenes import draw_scene
 from shared.storage import Storage
+from tests import recordings
 from tests.receiver import Receiver, run_receiver
 
 LEASE_SECONDS = 900
@@ -151,6 +152,31 @@ def wait_until(seen: Callable[[], Seen], otherwise: str) -> Seen:
     return found
 
 
+def family(pid: int) -> list[int]:
+    """The process and all that it started."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += family(int(child))
+    return found
+
+
+@contextmanager
+def stopped(service: Service, name: str) -> Iterator[None]:
+    """As a machine that hangs: connections are taken, and nobody answers."""
+    pid = service.stack.processes[name].pid
+    assert pid is not None
+    members = family(pid)
+    for each in members:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in members:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
+
+
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
     folder, faults = Path(tempfile.mkdtemp(prefix="maskline-")), Path(tempfile.mkdtemp(prefix="maskline-faults-"))
@@ -196,4 +222,11 @@ def encode(image: NDArray[np.uint8] | Image.Image, *, kind: str = "PNG", **optio
     buffer = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def make_recording(frames: int) -> bytes:
+    """Every frame a keyframe, and so a chunk."""
+    buffer = io.BytesIO()
+    recordings.encode(buffer, "libx264", container="mp4", frames=frames, options={"g": "1"}, size=(320, 240))
     return buffer.getvalue()

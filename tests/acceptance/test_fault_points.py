@@ -1,6 +1,5 @@
 """Killed at the very moment between two writes: whichever of them was the last, the promise holds."""
 
-import io
 import json
 import os
 import signal
@@ -10,19 +9,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.acceptance.conftest import Service
+from tests.acceptance.conftest import Service, make_recording
 from tests.receiver import Receiver
-from tests.recordings import encode
 
 CHUNKS = 3
 
 
 @pytest.fixture(scope="module")
 def recording() -> bytes:
-    """Every frame a keyframe, and so a chunk."""
-    buffer = io.BytesIO()
-    encode(buffer, "libx264", container="mp4", frames=CHUNKS, options={"g": "1"}, size=(160, 120))
-    return buffer.getvalue()
+    return make_recording(frames=CHUNKS)
 
 
 @pytest.fixture(scope="module")

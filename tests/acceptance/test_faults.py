@@ -10,7 +10,7 @@ import redis
 
 from shared.broker import GPU, Hints
 from shared.config import Broker
-from tests.acceptance.conftest import SLOW, Service, wait_until
+from tests.acceptance.conftest import SLOW, Service, make_recording, stopped, wait_until
 from tests.receiver import Receiver
 
 RUNNING = {"running"}
@@ -111,6 +111,15 @@ def test_a_worker_that_wakes_after_its_job_was_taken_over_changes_nothing(
     [(manifest_key,)] = service.query(f"SELECT manifest_key FROM jobs WHERE id = '{job['id']}'")  # noqa: S608
     assert "/attempts/2/" in manifest_key
     assert len({each.webhook_id for each in receiver.wait_for(job["id"])}) == 1
+
+
+def test_a_job_whose_hint_was_taken_by_a_worker_that_hung_and_died_idle_runs(service: Service) -> None:
+    """The broker gives a message away before anybody is known to have it: the hint is gone, the row is not."""
+    with stopped(service, "io0"):
+        job = service.submit(make_recording(frames=1), name="clip.mp4")
+        service.stack.kill("io0")
+    service.stack.start("io0")
+    assert service.wait_for(job)["state"] == "succeeded"
 
 
 def test_fifty_hints_for_one_job_are_one_run(service: Service, scene: bytes) -> None:

@@ -5,14 +5,12 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from tests.acceptance.conftest import SLOW, Service, wait_until
+from tests.acceptance.conftest import SLOW, Service, stopped, wait_until
 
 RUNNING = {"running"}
 URLS = ("MASKLINE_DATABASE__URL", "MASKLINE_BROKER__URL")
@@ -20,30 +18,6 @@ URLS = ("MASKLINE_DATABASE__URL", "MASKLINE_BROKER__URL")
 
 def attempts(service: Service, job: dict[str, Any]) -> list[str]:
     return [event["outcome"] for event in service.events(job, "attempt")]
-
-
-def family(pid: int) -> list[int]:
-    """The process and all that it started."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += family(int(child))
-    return found
-
-
-@contextmanager
-def stopped(service: Service, name: str) -> Iterator[None]:
-    """As a machine that hangs: connections are taken, and nobody answers."""
-    pid = service.stack.processes[name].pid
-    assert pid is not None
-    members = family(pid)
-    for each in members:
-        os.kill(each, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for each in members:
-            os.kill(each, signal.SIGCONT)
 
 
 # --- Redis ---------------------------------------------------------------------------------------------------------
