@@ -11,7 +11,7 @@ from api.idempotency import Hold
 from api.schemas import NewBatch
 from api.sources import Source, list_prefix, look_at, look_at_items, store_file
 from api.submissions import SentFile, Submission
-from shared import lifecycle, tally
+from shared import faults, lifecycle, tally
 from shared.config import Jobs
 from shared.contract import Batch, Job, describe_batch, describe_job
 from shared.models import Batch as BatchRow
@@ -40,6 +40,8 @@ def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hol
         if hold is not None:
             idempotency.settle(session, hold, job_id=job_id)
         job = describe_job(row)
+        faults.reach("job-uncommitted")
+    faults.reach("job-committed")
     resources.hints.wake(step.queue, step.id)
     return job
 

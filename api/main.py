@@ -13,7 +13,7 @@ from api import errors
 from api.deps import Resources
 from api.routes import batches, jobs, results, service, uploads
 from api.schemas import NewJob
-from shared import log
+from shared import faults, log
 from shared.config import Settings, load_settings
 
 VERSION = "0.1.0"
@@ -28,6 +28,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log.configure(settings)
+        faults.prepare(settings.faults_folder)
         app.state.resources = Resources.build(settings)
         yield
         app.state.resources.close()

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic_settings
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "MASKLINE_"
@@ -52,6 +61,8 @@ class Storage(Group):
     access_key: str | None = None
     secret_key: SecretStr | None = None
     link_seconds: int = Field(default=900, ge=1, le=7 * 86400)
+    silent_seconds: Seconds = 20
+    """How long the storage may send nothing before a request is given up, and made again a few times."""
     sources: tuple[SourcePlace, ...] = ()
     """What jobs may name as `s3://…`: `bucket` or `bucket/prefix/`, and `{tenant}` in it is the name of the tenant.
 
@@ -173,6 +184,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
     )
 
+    environment: Literal["production", "test"] = "production"
+    faults_folder: Path | None = None
+    """Where tests arm faults, see `shared/faults.py`; refused unless the environment is `test`."""
     log_format: str = Field(default="console", pattern="^(console|json)$")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     database: Database = Database()
@@ -186,6 +200,13 @@ class Settings(BaseSettings):
     upkeep: Upkeep = Upkeep()
     webhooks: Webhooks = Webhooks()
     models: Models = Models()
+
+    @field_validator("faults_folder")
+    @classmethod
+    def _keep_faults_out_of_production(cls, folder: Path | None, info: ValidationInfo) -> Path | None:
+        if folder is not None and info.data.get("environment") != "test":
+            raise ValueError("faults are for tests alone; without MASKLINE_ENVIRONMENT=test nothing starts with them")
+        return folder
 
     def describe_engine(self) -> dict[str, Any]:
         """What shared.inference.engine.Engine is made of."""

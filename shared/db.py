@@ -1,18 +1,37 @@
 """The database: engine, sessions and migrations. Sync everywhere; whoever opens a session commits it."""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Engine, create_engine
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.config import Database
 
+Answer = TypeVar("Answer")
 SessionFactory: TypeAlias = sessionmaker[Session]
 
+SILENT_SECONDS = 5  # beyond the statement timeout, by when a server that is well has answered one way or the other
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """Gives up a server that took a question and then hangs; its own timeouts hang with it, and TCP sees nothing."""
+
+    answer_seconds: float | None = None
+
+    def wait(self, gen: PQGen[Answer], interval: float = 0.1, timeout: float | None = None) -> Answer:
+        try:
+            return super().wait(gen, interval=interval, timeout=self.answer_seconds if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # or a late answer would be taken for that to another question
+            raise
 
 
 def create_database_engine(database: Database) -> Engine:
@@ -22,7 +41,7 @@ def create_database_engine(database: Database) -> Engine:
         "lock_timeout": database.lock_timeout_seconds,
         "idle_in_transaction_session_timeout": 2 * database.statement_timeout_seconds,
     }
-    return create_engine(
+    engine = create_engine(
         database.url,
         pool_size=database.pool_size,
         max_overflow=0,
@@ -38,6 +57,14 @@ def create_database_engine(database: Database) -> Engine:
             "options": " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()),
         },
     )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> BoundedConnection:
+        connection = BoundedConnection.connect(*arguments, **options)
+        connection.answer_seconds = database.statement_timeout_seconds + SILENT_SECONDS
+        return connection
+
+    return engine
 
 
 def create_session_factory(database: Database) -> SessionFactory:

@@ -1,4 +1,4 @@
-"""What upkeep does about steps and jobs that are late: their workers vanished, nobody began, or it took too long.
+"""What is done about steps and jobs that are late: their workers vanished, nobody began, or it took too long.
 
 The moves themselves are those of `shared/lifecycle.py`.
 """
@@ -21,6 +21,15 @@ def reap(session: Session, *, lost_attempts: int) -> Step | None:
     late = (Step.state == StepState.RUNNING) & (Step.lease_expires_at < func.now())
     found = session.execute(select(Step.id, Step.job_id).where(late).order_by(Step.lease_expires_at).limit(1)).first()
     return None if found is None else _take_back(session, found.id, found.job_id, late, lost_attempts=lost_attempts)
+
+
+def take_from(session: Session, worker_id: uuid.UUID, *, lost_attempts: int) -> Step | None:
+    """As `reap`, from a worker that is known to be dead, whose lease need not run out; None when it holds no step."""
+    held = (Step.state == StepState.RUNNING) & (Step.worker_id == worker_id)
+    for found in session.execute(select(Step.id, Step.job_id).where(held).order_by(Step.id)).all():
+        if step := _take_back(session, found.id, found.job_id, held, lost_attempts=lost_attempts):
+            return step
+    return None
 
 
 def expire(session: Session) -> Job | None:
@@ -49,10 +58,10 @@ def _end_late(session: Session, late: ColumnElement[bool], to: JobState, code: s
 
 
 def _take_back(
-    session: Session, step_id: uuid.UUID, job_id: uuid.UUID, late: ColumnElement[bool], *, lost_attempts: int
+    session: Session, step_id: uuid.UUID, job_id: uuid.UUID, lost: ColumnElement[bool], *, lost_attempts: int
 ) -> Step | None:
     steps = locks.lock_steps(session, job_id)
-    step = session.scalar(select(Step).where(Step.id == step_id, late))
+    step = session.scalar(select(Step).where(Step.id == step_id, lost))
     if step is None:  # it was renewed, ended or taken back meanwhile
         return None
     step.lost += 1

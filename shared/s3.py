@@ -27,7 +27,7 @@ def create_client(settings: config.Storage, endpoint_url: str | None) -> "S3Clie
         config=Config(
             signature_version="s3v4",  # the default signer leaves the length of an upload unsigned
             connect_timeout=3,
-            read_timeout=20,
+            read_timeout=settings.silent_seconds,
             retries={"mode": "standard", "max_attempts": 3},
             max_pool_connections=16,
             request_checksum_calculation="when_required",  # other providers refuse the newer trailers

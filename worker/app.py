@@ -8,12 +8,16 @@ import sys
 from typing import Any
 
 import structlog
+from billiard import current_process
 from celery import Celery, signals
 
+from shared import faults
 from shared import log as logs
-from shared.broker import DELIVER, GPU, IO, RUN, WEBHOOKS, celery_settings
+from shared.broker import DELIVER, GPU, IO, RUN, WEBHOOKS, Hints, celery_settings
 from shared.config import load_settings
-from worker.process import WorkerProcess
+from shared.db import create_session_factory
+from worker.process import WorkerProcess, relieve
+from worker.roster import Roster
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +26,7 @@ app.add_defaults(lambda: celery_settings(load_settings().broker))
 
 app.queue_name = ""
 app.draining = multiprocessing.Event()  # made before the fork, so that the parent can tell its children
+app.roster = Roster()  # likewise
 app.process = None
 
 
@@ -42,7 +47,12 @@ def learn_queue(instance: Any, **_: Any) -> None:
 
 @signals.worker_process_init.connect
 def build_process(**_: Any) -> None:
-    app.process = WorkerProcess.build(load_settings(), queue_name=app.queue_name, draining=app.draining)
+    settings = load_settings()
+    faults.prepare(settings.faults_folder)
+    app.process = WorkerProcess.build(
+        settings, queue_name=app.queue_name, draining=app.draining,
+        roster=app.roster, place=current_process().index,
+    )  # fmt: skip
 
 
 @signals.worker_ready.connect
@@ -64,3 +74,17 @@ def drain(**_: Any) -> None:
 def close_process(**_: Any) -> None:
     if app.process is not None:
         app.process.close()
+
+
+@signals.worker_shutdown.connect
+def relieve_the_dead(**_: Any) -> None:
+    """A child that died while the worker drained has no successor; now nothing is forked any more."""
+    dead = app.roster.find_dead()
+    if not dead:
+        return
+    settings = load_settings()
+    sessions, hints = create_session_factory(settings.database), Hints(settings.broker)
+    for place, worker_id in dead.items():
+        relieve(settings, sessions, hints, worker_id)
+        app.roster.clear(place)
+    hints.close()

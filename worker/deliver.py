@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import httpx2
 import structlog
 
-from shared import webhooks
+from shared import faults, webhooks
 from shared.config import Webhooks
 from shared.db import SessionFactory
 from shared.egress import UNREACHABLE, AddressRefused, open_answer
@@ -32,6 +32,7 @@ class Sender:
             if delivery is None:
                 return
             status, error = self._send(delivery)
+            faults.reach("webhook-answered")
             with self._sessions.begin() as session:
                 state = webhooks.record_outcome(session, delivery, status=status, error=error, gone=status == GONE)
             log.info(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared import faults
 from shared.contract import Model
 from shared.inference.modes import MODES
 from shared.lifecycle import ClaimedStep
@@ -96,5 +97,6 @@ def store_manifest(
     }
     manifest_key = f"{prefix_of(claimed)}manifest.json"
     desk.checkpoint()
+    faults.reach("manifest-unwritten")
     desk.storage.put(manifest_key, json.dumps(manifest, indent=1).encode(), content_type="application/json")
     return Result(manifest_key=manifest_key, model=model, timing=timing)

@@ -2,7 +2,11 @@
 
 import os
 import socket
+import time
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import structlog
@@ -12,11 +16,12 @@ from shared.broker import GPU, Hints
 from shared.config import Settings
 from shared.db import SessionFactory, create_session_factory
 from shared.inference.errors import InferenceError
-from shared.models import Worker
+from shared.models import Worker, create_id
 from shared.storage import Storage
 from worker.deliver import Sender
-from worker.heart import Flag, Heart
-from worker.runner import Runner
+from worker.heart import Draining, Flag, Heart
+from worker.roster import Roster, take_back
+from worker.runner import DATABASE_AWAY, DATABASE_PAUSE_SECONDS, MOST_HINTS, Runner
 
 if TYPE_CHECKING:
     from shared.inference.engine import Engine
@@ -31,25 +36,31 @@ class WorkerProcess:
     heart: Heart
     hints: Hints
     sessions: SessionFactory
+    roster: Roster
+    place: int
 
     @classmethod
-    def build(cls, settings: Settings, *, queue_name: str, draining: Flag) -> Self:
-        """Enter the worker in the database, start its heart, and warm up the modes it is told to keep ready."""
-        sessions = create_session_factory(settings.database)
+    def build(cls, settings: Settings, *, queue_name: str, draining: Flag, roster: Roster, place: int) -> Self:
+        """Give back what a dead child in this place held, enter the worker in the database, start its heart, and warm
+        up the modes it is told to keep ready. Waits for the database; raises Draining when the worker is to end before.
+        """
+        sessions, hints = create_session_factory(settings.database), Hints(settings.broker)
+        if dead := roster.find(place):  # first of all: loading an engine takes its time
+            _insist(partial(relieve, settings, sessions, hints, dead), draining)
+            roster.clear(place)
         engine = _build_engine(settings) if queue_name == GPU else None
         device, memory_bytes = _describe_device(engine) if engine else ("none", 0)
         row = Worker(
-            host=socket.gethostname(), pid=os.getpid(), queue=queue_name,
+            id=create_id(), host=socket.gethostname(), pid=os.getpid(), queue=queue_name,
             device=device, memory_bytes=memory_bytes,
             modes=list(settings.worker.modes) if engine else [],
         )  # fmt: skip
-        with sessions.begin() as session:
-            session.add(row)
+        roster.enter(place, row.id)
+        _insist(partial(_enter, sessions, row), draining)
         heart = Heart(
             sessions, worker=row, draining=draining,
             beat_seconds=settings.worker.heartbeat_seconds, lease_seconds=settings.worker.lease_seconds,
         )  # fmt: skip
-        hints = Hints(settings.broker)
         runner = Runner(
             settings=settings, sessions=sessions, storage=Storage.from_settings(settings.storage), hints=hints,
             heart=heart, draining=draining, queue_name=queue_name, engine=engine,
@@ -58,7 +69,9 @@ class WorkerProcess:
             _warm_up(engine, settings.worker.warm_modes)
         log.info("a worker is ready", queue=queue_name, device=row.device, worker_id=str(row.id))
         sender = Sender(sessions, settings.webhooks)
-        return cls(runner=runner, sender=sender, heart=heart, hints=hints, sessions=sessions)
+        return cls(
+            runner=runner, sender=sender, heart=heart, hints=hints, sessions=sessions, roster=roster, place=place
+        )
 
     def close(self) -> None:
         """Leave the database; what is not left, upkeep notices by its silence."""
@@ -66,7 +79,38 @@ class WorkerProcess:
         self.hints.close()
         with self.sessions.begin() as session:
             session.execute(delete(Worker).where(Worker.id == self.heart.worker_id))
+        self.roster.clear(self.place)
         self.sessions.kw["bind"].dispose()
+
+
+def relieve(settings: Settings, sessions: SessionFactory, hints: Hints, dead: uuid.UUID) -> None:
+    """Give back what a dead worker held, and wake others for it."""
+    steps = take_back(sessions, dead, lost_attempts=settings.jobs.lost_attempts)
+    for step in steps:
+        log.warning(
+            "a step was taken back from a worker that died", job_id=str(step.job_id), step=step.ordinal,
+            attempt=step.attempt, state=step.state, lost=step.lost, worker_id=str(dead),
+        )  # fmt: skip
+    for step in steps[:MOST_HINTS]:  # one that failed for it, too: the hint it was claimed by stood for all that waits
+        hints.wake(step.queue, step.id)
+
+
+def _insist(action: Callable[[], None], draining: Flag) -> None:
+    """Do it, again and again while the database is away: a child without it would be of no use to anybody."""
+    while True:
+        try:
+            action()
+            return
+        except DATABASE_AWAY as error:
+            log.warning("a worker waits for the database", error=type(error).__name__)
+        if draining.is_set():
+            raise Draining("the worker is draining")
+        time.sleep(DATABASE_PAUSE_SECONDS)
+
+
+def _enter(sessions: SessionFactory, row: Worker) -> None:
+    with sessions.begin() as session:
+        session.merge(row)  # and not added: it may be there, when only the answer to the commit was lost
 
 
 def _build_engine(settings: Settings) -> "Engine":

@@ -6,6 +6,7 @@ nothing at all. What happens in between is the business of `worker/fetch.py` for
 how several images share the model, each of them living the same life as one alone, is `worker/rounds.py`.
 """
 
+import errno
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from shared import chunks, lifecycle, queue, sources
+from shared import chunks, faults, lifecycle, queue, sources
 from shared.broker import Hints
 from shared.config import Settings
 from shared.contract import Failure
@@ -48,6 +49,7 @@ OLDEST_FIRST_EVERY = 16  # one step in so many is the oldest whatever its priori
 ROUND_SOURCE_BYTES = 32 * 2**20  # larger images run alone
 DATABASE_PAUSE_SECONDS = 0.5
 DATABASE_AWAY = (OperationalError, PoolTimeoutError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_HINTS = 16  # of the steps that one step adds; upkeep wakes whoever is idle for the others
 
 
@@ -159,7 +161,9 @@ class Runner:
         with structlog.contextvars.bound_contextvars(**fields), self._heart.hold(claimed.lease) as hold:
             log.info("a step begins", kind=claimed.kind, mode=claimed.job.mode)
             try:
-                self._write(hold, self._work(claimed, hold, segmenter))
+                write = self._work(claimed, hold, segmenter)
+                faults.reach(f"{claimed.kind}-made")
+                self._write(hold, write)
             except LeaseLost as error:
                 log.warning("a step was left to another attempt", reason=str(error))
         self._hints.wake_sender()
@@ -179,6 +183,10 @@ class Runner:
             failure = Failure(code=error.code, detail=str(error), retryable=error.retryable)
             return self._fail(claimed, failure)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                return self._fail(
+                    claimed, Failure(code="disk_full", detail="the worker's disk is full", retryable=True)
+                )
             log.exception("a step met an error nobody expected")
             detail = f"the worker met an unexpected {type(error).__name__}; its log has the reason"
             return self._fail(claimed, Failure(code="internal_error", detail=detail, retryable=True))
@@ -259,6 +267,7 @@ class Runner:
                 time.sleep(DATABASE_PAUSE_SECONDS)
                 hold.require_lease()
             else:
+                faults.reach("outcome-committed")
                 log.info("a step ended", outcome=ending.outcome)
                 for step in ending.queued[:MOST_HINTS]:
                     self._hints.wake(step.queue, step.id)

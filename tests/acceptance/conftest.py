@@ -7,10 +7,11 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
@@ -21,14 +22,18 @@ from PIL import Image
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
+from cli.local.apps import App, app_environment, worker_arguments
 from cli.local.stack import Stack
 from shared import config
 from shared.inference.demo.scenes import draw_scene
 from shared.storage import Storage
+from tests import recordings
 from tests.receiver import Receiver, run_receiver
 
-LEASE_SECONDS = 4
+LEASE_SECONDS = 900
+"""Longer than any test: who waits for the end of a lease is not noticed to be dead."""
 WAIT_SECONDS = 120
+Seen = TypeVar("Seen")
 ENDED = {"succeeded", "failed", "canceled", "expired"}
 
 
@@ -38,6 +43,7 @@ class Service:
 
     stack: Stack
     http: httpx2.Client
+    faults: Path
 
     def submit(self, image: bytes, *, name: str = "scene.png", **fields: Any) -> dict[str, Any]:
         form = {
@@ -90,6 +96,34 @@ class Service:
         with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
             return connection.execute(statement.encode()).fetchall()
 
+    def arm(self, point: str, order: str = "kill") -> None:
+        """Whichever process comes to this point next is killed or stopped there, see `shared/faults.py`."""
+        waiting = self.faults / f"{point}.written"
+        waiting.write_text(order)
+        waiting.rename(self.faults / point)
+
+    def wait_for_fault(self, point: str) -> int:
+        """The process that came to the armed point."""
+        [struck] = wait_until(lambda: list(self.faults.glob(f"{point}.*")), f"nobody came to {point}")
+        struck.unlink()
+        return int(struck.suffix.removeprefix("."))
+
+    def end_leases(self) -> None:
+        """What waiting would do, without the wait."""
+        self.query("UPDATE steps SET lease_expires_at = now() WHERE state = 'running' RETURNING id")
+
+    @contextmanager
+    def second_worker(self) -> Iterator[None]:
+        """On the same queue, for the length of the block."""
+        environment = app_environment(self.stack.environment())
+        arguments = worker_arguments("gpu", node="second@%h", concurrency=1)
+        worker = App("second", home=self.stack.path, arguments=arguments, environment=environment)
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop()
+
     def kill_gpu_child(self) -> int:
         """`kill -9` of the process that runs the steps; its parent lives on and starts another."""
         busy = "SELECT pid FROM workers WHERE queue = 'gpu' AND step_id IS NOT NULL ORDER BY heartbeat_at DESC"
@@ -109,10 +143,46 @@ class Service:
         return [data for (data,) in rows]
 
 
+def wait_until(seen: Callable[[], Seen], otherwise: str) -> Seen:
+    """What is seen, once it is something."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (found := seen()):
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
+    return found
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that it started."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += family(int(child))
+    return found
+
+
+@contextmanager
+def stopped(service: Service, name: str) -> Iterator[None]:
+    """As a machine that hangs: connections are taken, and nobody answers."""
+    pid = service.stack.processes[name].pid
+    assert pid is not None
+    members = family(pid)
+    for each in members:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in members:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
+
+
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    folder = Path(tempfile.mkdtemp(prefix="maskline-"))
+    folder, faults = Path(tempfile.mkdtemp(prefix="maskline-")), Path(tempfile.mkdtemp(prefix="maskline-faults-"))
     chosen = {
+        "MASKLINE_ENVIRONMENT": "test",
+        "MASKLINE_FAULTS_FOLDER": str(faults),
         "MASKLINE_WORKER__LEASE_SECONDS": str(LEASE_SECONDS),
         "MASKLINE_WORKER__HEARTBEAT_SECONDS": "1",
         "MASKLINE_RECORDINGS__CHUNK_SECONDS": "0.001",  # as many chunks as there are keyframes
@@ -122,9 +192,10 @@ def service() -> Iterator[Service]:
         with Stack(folder, durable=False, settings=chosen) as stack:
             headers = {"Authorization": f"Bearer {stack.api_key}"}
             with httpx2.Client(base_url=stack.url, headers=headers, timeout=30) as http:
-                yield Service(stack, http)
+                yield Service(stack, http, faults)
     finally:
         shutil.rmtree(folder)
+        shutil.rmtree(faults)
 
 
 @pytest.fixture
@@ -151,4 +222,11 @@ def encode(image: NDArray[np.uint8] | Image.Image, *, kind: str = "PNG", **optio
     buffer = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def make_recording(frames: int) -> bytes:
+    """Every frame a keyframe, and so a chunk."""
+    buffer = io.BytesIO()
+    recordings.encode(buffer, "libx264", container="mp4", frames=frames, options={"g": "1"}, size=(320, 240))
     return buffer.getvalue()

@@ -1,13 +1,20 @@
 """What dies, comes back; what was accepted, ends. Real processes, real signals."""
 
+import os
+import signal
 import time
+import uuid
+from functools import partial
 
 import redis
 
-from tests.acceptance.conftest import SLOW, Service
+from shared.broker import GPU, Hints
+from shared.config import Broker
+from tests.acceptance.conftest import SLOW, Service, make_recording, stopped, wait_until
 from tests.receiver import Receiver
 
 RUNNING = {"running"}
+RUNS = "SELECT 1 FROM steps WHERE job_id = '{}' AND attempt = {} AND state = 'running'"
 
 
 def test_a_worker_killed_in_the_middle_of_a_job_costs_one_attempt_and_nothing_else(
@@ -43,6 +50,88 @@ def test_a_worker_killed_in_the_middle_of_a_round_loses_none_of_its_jobs(
         assert outcomes == ["started", "lost", "started", "done"]
         assert len(_manifests(service, job["id"])) == 1
         assert len({each.webhook_id for each in receiver.wait_for(job["id"])}) == 1
+
+
+def test_a_job_that_kills_its_worker_every_time_fails_and_the_others_proceed(
+    service: Service, scene: bytes, large_scene: bytes
+) -> None:
+    poison = service.submit(large_scene, options=SLOW, priority=10)
+    others = [service.submit(scene) for _ in range(3)]
+    for attempt in range(3):
+        wait_until(partial(service.query, RUNS.format(poison["id"], attempt + 1)), "it was not tried again")
+        service.kill_gpu_child()
+    failed = service.wait_for(poison)
+    assert (failed["state"], failed["error"]["code"], failed["attempts"]) == ("failed", "worker_lost", 3)
+    assert [service.wait_for(job)["state"] for job in others] == ["succeeded"] * 3
+
+
+def test_a_child_that_dies_while_its_worker_drains_leaves_its_step_to_others_at_once(
+    service: Service, large_scene: bytes
+) -> None:
+    """Nobody is started in its place, so the parent itself gives the step back, last of all."""
+    service.arm("infer-made", "stop")
+    job = service.submit(large_scene)
+    child = service.wait_for_fault("infer-made")
+    service.stack.processes["gpu0"].ask_to_stop()
+    os.kill(child, signal.SIGKILL)
+    service.stack.stop("gpu0")
+    assert service.query(f"SELECT state, lost FROM steps WHERE job_id = '{job['id']}'") == [("queued", 1)]  # noqa: S608
+    service.stack.start("gpu0")
+    assert service.wait_for(job)["state"] == "succeeded"
+
+
+def test_when_parent_and_child_are_killed_the_end_of_the_lease_gives_the_step_back(
+    service: Service, large_scene: bytes
+) -> None:
+    job = service.submit(large_scene, options=SLOW)
+    service.wait_for(job, states=RUNNING, stage="segmenting")
+    service.stack.kill("gpu0")
+    service.end_leases()
+    service.stack.start("gpu0")
+    assert service.wait_for(job)["state"] == "succeeded"
+    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+
+
+def test_a_worker_that_wakes_after_its_job_was_taken_over_changes_nothing(
+    service: Service, receiver: Receiver, scene: bytes
+) -> None:
+    """Stopped in the worst moment: all is stored, and the next thing it would do is to publish."""
+    service.arm("infer-made", "stop")
+    job = service.submit(scene, webhook_url=receiver.url)
+    zombie = service.wait_for_fault("infer-made")
+    service.end_leases()
+    with service.second_worker():
+        done = service.wait_for(job)
+        os.kill(zombie, signal.SIGCONT)
+        idle = f"SELECT 1 FROM workers WHERE pid = {zombie} AND step_id IS NULL"  # noqa: S608
+        wait_until(partial(service.query, idle), "it did not leave the step")
+    assert service.look(job) == done
+    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+    assert [event["state"] for event in service.events(job, "state")] == ["queued", "running", "succeeded"]
+    [(manifest_key,)] = service.query(f"SELECT manifest_key FROM jobs WHERE id = '{job['id']}'")  # noqa: S608
+    assert "/attempts/2/" in manifest_key
+    assert len({each.webhook_id for each in receiver.wait_for(job["id"])}) == 1
+
+
+def test_a_job_whose_hint_was_taken_by_a_worker_that_hung_and_died_idle_runs(service: Service) -> None:
+    """The broker gives a message away before anybody is known to have it: the hint is gone, the row is not."""
+    with stopped(service, "io0"):
+        job = service.submit(make_recording(frames=1), name="clip.mp4")
+        service.stack.kill("io0")
+    service.stack.start("io0")
+    assert service.wait_for(job)["state"] == "succeeded"
+
+
+def test_fifty_hints_for_one_job_are_one_run(service: Service, scene: bytes) -> None:
+    service.stack.stop("gpu0")
+    job = service.submit(scene)
+    hints = Hints(Broker(url=service.stack.environment()["MASKLINE_BROKER__URL"]))
+    for _ in range(50):
+        hints.wake(GPU, uuid.UUID(job["id"]))
+    hints.close(seconds=30)
+    service.stack.start("gpu0")
+    assert service.wait_for(job)["state"] == "succeeded"
+    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "done"]
 
 
 def test_an_emptied_broker_loses_no_queued_job(service: Service, scene: bytes) -> None:

@@ -3,7 +3,6 @@
 `pytest tests/acceptance/test_recordings.py --kills 20` kills more often, and of a longer recording.
 """
 
-import io
 import random
 import time
 from pathlib import Path
@@ -13,8 +12,7 @@ import httpx2
 import pytest
 
 from shared.inference.mask_video import read_masks
-from tests.acceptance.conftest import Service
-from tests.recordings import encode
+from tests.acceptance.conftest import Service, make_recording
 
 CHUNK_SECONDS = 0.3
 """About what a chunk of one frame takes with these options, of which a kill hits any moment."""
@@ -24,13 +22,6 @@ OPTIONS = {"input_size": 768, "outputs": ["mask", "overlay"]}
 @pytest.fixture
 def kills(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--kills"))
-
-
-def make_recording(frames: int) -> bytes:
-    """Every frame a keyframe, and so a chunk."""
-    buffer = io.BytesIO()
-    encode(buffer, "libx264", container="mp4", frames=frames, options={"g": "1"}, size=(320, 240))
-    return buffer.getvalue()
 
 
 def count_done(service: Service, job: dict[str, Any]) -> int:

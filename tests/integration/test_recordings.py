@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,12 @@ from shared.db import SessionFactory
 from shared.inference.mask_video import read_masks
 from shared.inference.masks import decode_mask
 from shared.models import Job, JobState, StepKind, StepState
+from shared.storage import job_prefix
 from tests.integration.conftest import Submit, problem, read_job, read_only, read_steps, take_back
 from tests.integration.workbench import FakeEngine, Workbench, nothing
 from tests.recordings import FRAMES, GOP, encode, packet_places, read_number
+
+FULL_AT_BYTES = 16_000
 
 
 def see_number(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -274,3 +278,28 @@ def test_more_damage_than_was_agreed_to_fails_the_job(
 def test_an_image_has_no_frames_to_choose_from(submit: Submit) -> None:
     answer = submit(options={"frames": {"every": 2}})
     assert (answer.status_code, answer.json()["code"]) == (422, "kind_mismatch")
+
+
+# --- the worker's disk ---------------------------------------------------------------------------------------------
+
+
+def see_noise(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A mask that nothing makes small."""
+    return np.random.default_rng(0).integers(1, 9, image.shape[:2], dtype=np.uint8)
+
+
+def test_a_chunk_that_does_not_fit_on_the_workers_disk_is_put_off_with_the_reason(
+    queued: Queued, workers: Workbench, sessions: SessionFactory
+) -> None:
+    job = queued()
+    workers.run(queue_name=IO)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT_BYTES, hard))
+    try:
+        replace(workers, label=see_noise).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    chunks = [step for step in read_steps(sessions, job) if step.kind == StepKind.INFER]
+    assert {(step.state, step.error and step.error["code"]) for step in chunks} == {(StepState.QUEUED, "disk_full")}
+    made = [key for key in workers.storage.list_keys(job_prefix(job.tenant_id, job.id)) if "/attempts/" in key]
+    assert [key for key in made if "/steps/00000/" not in key] == [], "nothing but what the probe made"

@@ -95,6 +95,19 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().storage.endpoint_url is None
 
 
+@pytest.mark.parametrize("environment", [None, "", "production"])
+def test_faults_are_refused_in_production_and_whatever_is_not_called_a_test(
+    monkeypatch: pytest.MonkeyPatch, environment: str | None
+) -> None:
+    monkeypatch.setenv("MASKLINE_FAULTS_FOLDER", "/faults")
+    if environment is not None:
+        monkeypatch.setenv("MASKLINE_ENVIRONMENT", environment)
+    with pytest.raises(SettingsError, match=r"MASKLINE_FAULTS_FOLDER.*tests alone"):
+        load_settings()
+    monkeypatch.setenv("MASKLINE_ENVIRONMENT", "test")
+    assert load_settings().faults_folder == Path("/faults")
+
+
 def test_settings_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings()
     with pytest.raises(ValidationError):

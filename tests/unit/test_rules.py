@@ -191,6 +191,45 @@ def test_the_service_reads_its_environment_in_one_place() -> None:
             assert not list(environment_reads(module.tree)), module
 
 
+# --- what time it is ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shared/lifecycle.py",
+        "shared/lateness.py",
+        "shared/queue.py",
+        "shared/locks.py",
+        "worker/heart.py",
+        "worker/runner.py",
+        "worker/roster.py",
+    ],
+)
+def test_leases_do_not_know_what_time_a_machine_thinks_it_is(name: str) -> None:
+    """They go by the database's clock, and in a worker by one that nobody sets: clocks that jump change nothing."""
+    tree = ast.parse((ROOT / name).read_text())
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not read & {"time", "time_ns", "utcnow", "today"}
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not [each for each in calls if each.endswith("datetime.now")]
+
+
+# --- what the documents promise ------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_table_of_faults_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text()))
+    written = {
+        node.name
+        for module in modules("tests")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert named
+    assert named <= written
+
+
 # --- the one fake --------------------------------------------------------------------------------------------------
 
 
