@@ -53,6 +53,9 @@ STATUS: dict[type[MasklineError], int] = {
     errors.SourceChanged: 409,
     errors.SourceForbidden: 403,
     errors.KindMismatch: 422,
+    errors.EndpointExists: 409,
+    errors.EndpointDisabled: 409,
+    errors.TooManyEndpoints: 409,
     errors.StorageUnavailable: 503,
 }
 

@@ -11,7 +11,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from api import errors
 from api.deps import Resources
-from api.routes import batches, jobs, results, service, uploads
+from api.routes import batches, jobs, results, service, uploads, webhooks
 from api.schemas import NewJob
 from shared import faults, log
 from shared.config import Settings, load_settings
@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(jobs.router, max_body_size=settings.api.upload_body_bytes + MULTIPART_OVERHEAD_BYTES)
     app.include_router(results.router)
     app.include_router(batches.router, max_body_size=BATCH_BODY_BYTES)
+    app.include_router(webhooks.router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
     return app

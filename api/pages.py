@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from api.errors import InvalidRequest
-from shared.models import Batch, Job
+from shared.models import Batch, Job, WebhookDelivery
 
 
-def next_cursor(rows: Sequence[Job | Batch], *, limit: int) -> str | None:
+def next_cursor(rows: Sequence[Job | Batch | WebhookDelivery], *, limit: int) -> str | None:
     """For the page after the first `limit` of `rows`; None when there are no more."""
     if len(rows) <= limit:
         return None

@@ -4,14 +4,16 @@ import json
 import math
 import uuid
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shared.contract import Batch, Job, JobKind, ModeName, Options
+from shared.models import DeliveryState
 from shared.multipart import MOST_PARTS
 from shared.sources import Place
+from shared.webhooks import EventName
 
 METADATA_BYTES = 16_000
 METADATA_DEPTH = 16
@@ -75,6 +77,11 @@ Filename = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_c
 ContentType = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.+-]+/[a-zA-Z0-9_.+-]+$", max_length=255)]
 PartNumber = Annotated[int, Field(ge=1, le=MOST_PARTS, strict=True)]
 Priority = Annotated[int, Field(ge=-100, le=100, strict=True)]
+Events = Annotated[
+    tuple[EventName, ...],
+    Field(min_length=1, max_length=20, description="What to be told of; null is everything, types to come included."),
+]
+Description = Annotated[str, Field(max_length=NAME_LENGTH), AfterValidator(_check_storable)]
 
 
 class JobSettings(Request):
@@ -198,6 +205,85 @@ class Upload(BaseModel):
     """Those that have arrived, so that the others can be sent; empty once completed."""
     created_at: datetime
     expires_at: datetime
+
+
+class NewEndpoint(Request):
+    url: WebhookUrl
+    events: Events | None = None
+    description: Description | None = None
+
+
+class EndpointChange(Request):
+    """What is left out stays as it is."""
+
+    url: WebhookUrl | None = None
+    events: Events | None = None
+    description: Description | None = None
+    disabled: Annotated[bool, Field(strict=True)] | None = Field(
+        default=None, description="false enables it again, whatever disabled it."
+    )
+
+    @model_validator(mode="after")
+    def _mean_something(self) -> Self:
+        if any(name in self.model_fields_set and getattr(self, name) is None for name in ("url", "disabled")):
+            raise ValueError("url and disabled may be left out, but not null")
+        return self
+
+
+class Endpoint(BaseModel):
+    id: uuid.UUID
+    url: str
+    description: str | None
+    events: list[str] | None
+    secret_hint: str
+    """How its secret begins, to tell which one a receiver has."""
+    old_secret_until: datetime | None
+    """While a secret that was replaced signs along."""
+    disabled: bool
+    disabled_at: datetime | None
+    disabled_reason: Literal["asked", "gone", "failing"] | None
+    failing_since: datetime | None
+    """The first failure that no success has followed."""
+    paused_until: datetime | None
+    """What it asked for by Retry-After."""
+    created_at: datetime
+
+
+class EndpointWithSecret(Endpoint):
+    secret: str
+    """It is not shown again."""
+
+
+class DeliveryAttempt(BaseModel):
+    number: int
+    ended_at: datetime
+    status: int | None
+    error: str | None
+    """Why there is no status."""
+    latency_seconds: float
+    reply: str | None
+    """The first kilobyte of what the receiver answered."""
+
+
+class Delivery(BaseModel):
+    id: uuid.UUID
+    webhook_id: str
+    """The header by which the receiver knows it, the same however often it is sent."""
+    type: str
+    endpoint_id: uuid.UUID | None
+    """None of a job's or a batch's own webhook_url."""
+    job_id: uuid.UUID | None
+    state: DeliveryState
+    created_at: datetime
+    finished_at: datetime | None
+    next_attempt_at: datetime | None
+    attempts: list[DeliveryAttempt]
+    """The newest, in their order."""
+
+
+class DeliveryPage(BaseModel):
+    items: list[Delivery]
+    next_cursor: str | None
 
 
 class ModeClass(BaseModel):

@@ -149,8 +149,18 @@ class Upkeep(Group):
 
 
 class Webhooks(Group):
-    total_timeout_seconds: Seconds = 15
+    total_timeout_seconds: float = Field(default=15, gt=0, le=45)
+    """Of one attempt; a sender is taken for dead not long after."""
     connect_timeout_seconds: Seconds = 5
+    parallel_sends: int = Field(default=32, ge=2)
+    """Of one worker."""
+    parallel_sends_per_endpoint: int = Field(default=4, ge=1)
+    """Of one worker to one endpoint, or to one host that jobs name; one, while it is slow or not known."""
+    endpoints_per_tenant: int = Field(default=20, ge=1)
+    secret_grace_seconds: Seconds = 86400
+    """How long a secret that was replaced goes on to sign along."""
+    keep_seconds: Seconds = 30 * 86400
+    """Of deliveries that have ended, and their log."""
     allow_private_addresses: bool = False
     """Only for a stack whose receivers live on the same machine or network."""
 

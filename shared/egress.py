@@ -1,8 +1,11 @@
 """Calls that the service makes on a customer's word: to public addresses alone, checked once and then dialled, and
 over in a given time."""
 
+import functools
 import ipaddress
+import queue
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +29,7 @@ _DENIED = tuple(
 )  # fmt: skip
 _IPV6_PUBLIC = ipaddress.ip_network("2000::/3")
 PORTS = frozenset({80, 443})
+LOOK_UP_SECONDS = 5.0
 UNREACHABLE = (OSError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
 """What a call raises when there is no answer, or no end of it."""
 
@@ -34,18 +38,17 @@ class AddressRefused(MasklineError):
     code = "address_refused"
 
 
-def resolve(url: str, *, allow_private: bool) -> tuple[SplitResult, str]:
+def resolve(url: str, *, allow_private: bool, seconds: float = LOOK_UP_SECONDS) -> tuple[SplitResult, str]:
     """The parts of `url` and the one address to dial for it, so that no second look-up can change the answer.
 
     Raises AddressRefused for another scheme, and unless private addresses are allowed, for a port that is not the
-    web's or a name any of whose addresses is not public; OSError when the name does not resolve.
+    web's or a name any of whose addresses is not public; OSError when the name does not resolve within `seconds`.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise AddressRefused("only http and https URLs with a host and no user name are called")
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    addresses = [ipaddress.ip_address(each[4][0]) for each in found]
+    addresses = [ipaddress.ip_address(each) for each in _look_up(parts.hostname, port, seconds=seconds)]
     if not allow_private and (port not in PORTS or not all(is_public(each) for each in addresses)):
         raise AddressRefused("the URL leads to an address that is not public")
     return parts, str(addresses[0])
@@ -74,19 +77,47 @@ def open_answer(
 ) -> Iterator[httpx2.Response]:
     """The answer to one request, its body not read yet; redirects are not followed, proxies not used.
 
-    The connection is cut after `total_seconds`, or when nothing came for `silent_seconds`. Raises AddressRefused as
-    `resolve` does, and what is UNREACHABLE.
+    All of it is over after `total_seconds`, and the connection is cut when nothing came for `silent_seconds`. Raises
+    AddressRefused as `resolve` does, and what is UNREACHABLE.
     """
-    parts, address = resolve(url, allow_private=allow_private)
+    ends_at = time.monotonic() + total_seconds
+    parts, address = resolve(url, allow_private=allow_private, seconds=min(LOOK_UP_SECONDS, total_seconds))
     dialled = httpx2.URL(url).copy_with(host=address)
     told = {**headers, "host": parts.netloc, "user-agent": "Maskline"}
-    timeout = httpx2.Timeout(min(silent_seconds, total_seconds), connect=min(connect_seconds, total_seconds))
-    with _Deadline(total_seconds) as deadline, httpx2.Client(trust_env=False, timeout=timeout) as client:
+    left = max(0.001, ends_at - time.monotonic())
+    timeout = httpx2.Timeout(min(silent_seconds, left), connect=min(connect_seconds, left))
+    with _Deadline(left) as deadline, httpx2.Client(trust_env=False, verify=_tls(), timeout=timeout) as client:
         extensions = {"sni_hostname": parts.hostname or "", "trace": deadline.watch}  # TLS verifies the name
         with client.stream(
             method, dialled, content=content, headers=told, extensions=extensions, follow_redirects=False
         ) as answer:
             yield answer
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all calls: to read the certificates of all authorities takes longer than a call."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
+def _look_up(host: str, port: int, *, seconds: float) -> list[str]:
+    """The system's look-up has no bound of its own, so a thread waits for it, which nobody waits for."""
+    answers: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put([str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
+        except (OSError, UnicodeError) as error:  # the latter for what cannot be a name
+            answers.put(error)
+
+    threading.Thread(target=ask, name="look-up", daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"the name was not looked up within {seconds:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 class _Deadline:

@@ -83,6 +83,20 @@ class KindMismatch(MasklineError):
     code = "kind_mismatch"
 
 
+class EndpointExists(MasklineError):
+    """A tenant has a URL once, or it would be told everything twice."""
+
+    code = "endpoint_exists"
+
+
+class EndpointDisabled(MasklineError):
+    code = "endpoint_disabled"
+
+
+class TooManyEndpoints(MasklineError):
+    code = "too_many_endpoints"
+
+
 class ModelChanged(MasklineError):
     """Chunks of one recording were made by unlike models; their masks do not belong together."""
 

@@ -71,6 +71,7 @@ def move_jobs(session: Session, job_ids: Collection[uuid.UUID], to: JobState, **
     sources = [state for state, targets in JOB_MOVES.items() if to in targets]
     if to.is_terminal:
         values |= {"finished_at": func.now(), "expires_at": func.now() + _interval(Job.keep_seconds)}
+        values |= {"ends": Job.ends + 1}
     moved = list(
         session.scalars(
             update(Job)
@@ -82,8 +83,8 @@ def move_jobs(session: Session, job_ids: Collection[uuid.UUID], to: JobState, **
     )
     for job in moved:
         _record(session, job.id, "state", {"state": to, **({"error": job.error} if job.error else {})})
-        if to.is_terminal:
-            webhooks.enqueue(session, job)
+    if to.is_terminal:
+        webhooks.enqueue(session, moved)
     tally.count(session, moved, to)
     return moved
 

@@ -29,7 +29,7 @@ else:
 
 __all__ = [
     "ApiKey", "Base", "Batch", "DeliveryState", "IdempotencyKey", "Job", "JobEvent", "JobState", "Step", "StepKind",
-    "StepState", "Tenant", "Upload", "WebhookDelivery", "WebhookEndpoint", "Worker", "create_id",
+    "StepState", "Tenant", "Upload", "WebhookAttempt", "WebhookDelivery", "WebhookEndpoint", "Worker", "create_id",
 ]  # fmt: skip
 
 
@@ -63,8 +63,8 @@ class StepKind(StrEnum):
 
 class DeliveryState(StrEnum):
     PENDING = "pending"  # → delivered · failed
-    DELIVERED = "delivered"
-    FAILED = "failed"
+    DELIVERED = "delivered"  # → pending, by redelivery
+    FAILED = "failed"  # → pending, by redelivery
 
 
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
@@ -185,6 +185,8 @@ class Job(Base):
     source: Mapped[dict[str, Any]]
     """{"key", "etag", "size_bytes", "filename"} of an object in the storage, or as `shared/sources.py` says."""
     webhook_url: Mapped[str | None]
+    ends: Mapped[int] = mapped_column(server_default="0")
+    """How often it has ended, which is more than once after a retry; the sequence number of the news of its end."""
     attempts: Mapped[int] = mapped_column(server_default="0")
     stage: Mapped[str | None]
     frames_done: Mapped[int] = mapped_column(server_default="0")
@@ -289,15 +291,27 @@ class JobEvent(Base):
 
 
 class WebhookEndpoint(Base):
+    """A URL that a tenant registered, to be told of what happens to any of its jobs and batches."""
+
     __tablename__ = "webhook_endpoints"
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
     url: Mapped[str]
+    description: Mapped[str | None]
     events: Mapped[list[str]]
+    """The types that it is told of; none stands for all, those to come included."""
     secret: Mapped[str]
+    old_secrets: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default="[]")
+    """[{"secret", "until"}] of those that a rotation replaced, which sign along until then."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+    """`asked`, `gone` or `failing`."""
+    failing_since: Mapped[datetime | None]
+    """The first of its failures that no success has followed."""
+    paused_until: Mapped[datetime | None]
+    """What it asked for by Retry-After."""
 
 
 class WebhookDelivery(Base):
@@ -310,10 +324,16 @@ class WebhookDelivery(Base):
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
     endpoint_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
     url: Mapped[str]
+    """Of an endpoint, the one that it had then; it is sent to the one that it has."""
+    lane: Mapped[str] = mapped_column(server_default="")
+    """Whose trouble it shares: the endpoint's id, or the tenant and the host of a job's own URL."""
     type: Mapped[str]
     body: Mapped[str]
     state: Mapped[DeliveryState]
     attempt: Mapped[int] = mapped_column(server_default="0")
+    """The fencing token: rises at every claim, never falls, and every outcome names it."""
+    attempts_before: Mapped[int] = mapped_column(server_default="0")
+    """The last redelivery; the schedule counts from there."""
     next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
     last_status: Mapped[int | None]
     last_error: Mapped[str | None]
@@ -323,7 +343,28 @@ class WebhookDelivery(Base):
     __table_args__ = (
         _one_of("state", DeliveryState),
         Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+        Index("ix_webhook_deliveries_lane", "lane", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+        Index("ix_webhook_deliveries_newest", "tenant_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_webhook_deliveries_endpoint", "endpoint_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_webhook_deliveries_finished_at", "finished_at"),
     )
+
+
+class WebhookAttempt(Base):
+    """What came of sending a delivery once; the newest of each are kept."""
+
+    __tablename__ = "webhook_attempts"
+
+    delivery_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    status: Mapped[int | None]
+    error: Mapped[str | None]
+    latency_seconds: Mapped[float]
+    reply: Mapped[str | None]
+    """The beginning of what the receiver answered, as text."""
+    ended_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Worker(Base):

@@ -1,14 +1,19 @@
 """A customer's webhook receiver: a real HTTP server on this machine that keeps what it was sent."""
 
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from standardwebhooks import Webhook
 
 WAIT_SECONDS = 30
+DRIP_SECONDS = 20
+
+Script = Callable[[socket.socket], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Receiver:
 
 
 @contextmanager
-def run_receiver(*, status: int = 204) -> Iterator[Receiver]:
+def run_receiver(
+    *, status: int = 204, headers: Mapping[str, str] | None = None, reply: bytes = b""
+) -> Iterator[Receiver]:
     receiver = Receiver(url="")
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,7 +64,10 @@ def run_receiver(*, status: int = 204) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["content-length"])).decode()
             receiver.take(Delivery({name.lower(): value for name, value in self.headers.items()}, body))
             self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(reply)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
             pass
@@ -72,3 +82,56 @@ def run_receiver(*, status: int = 204) -> Iterator[Receiver]:
         server.shutdown()
         server.server_close()
         serving.join()
+
+
+@contextmanager
+def scripted(script: Script) -> Iterator[str]:
+    """The URL of a server that does to every connection what the script says, once it has read the request."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):  # the other side hangs up, or the test is over
+            while True:
+                connection, _ = listening.accept()
+                with connection, suppress(OSError):
+                    connection.recv(2**16)
+                    script(connection)
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/hook"
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        serving.join()
+
+
+def answering(head: str) -> Script:
+    return lambda connection: connection.sendall(head.encode())
+
+
+def say_nothing(connection: socket.socket) -> None:
+    connection.recv(1)  # returns when the sender has hung up
+
+
+def hang_up(connection: socket.socket) -> None:
+    connection.close()
+
+
+def drip_a_head(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    drip(connection, b"X-Drip: 1\r\n")
+
+
+def drip_a_body(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    drip(connection, b"x")
+
+
+def drip(connection: socket.socket, drop: bytes) -> None:
+    """Goes on far longer than a sender may stay, and then lets the test fail by an answer that arrived."""
+    for _ in range(DRIP_SECONDS * 10):
+        connection.sendall(drop)
+        time.sleep(0.1)
+    connection.sendall(b"\r\n")

@@ -1,71 +1,167 @@
-"""Sending webhooks: one signed POST per attempt, bounded in time and in what is read of the answer."""
+"""Sending webhooks: one signed POST per attempt, bounded in time and in what is read of the answer, many at once."""
 
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import httpx2
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from shared import faults, webhooks
+from shared import deliveries, faults, webhooks
 from shared.config import Webhooks
 from shared.db import SessionFactory
+from shared.deliveries import DueDelivery, Outcome
 from shared.egress import UNREACHABLE, AddressRefused, open_answer
-from shared.webhooks import DueDelivery
+from worker.heart import Flag
+from worker.lanes import Lanes
 
 log = structlog.get_logger(__name__)
 
 READ_BYTES = 64_000
-GONE = 410
+REPLY_BYTES = 1000  # of it, what the log keeps
 ERROR_LENGTH = 300
+IDLE_SECONDS = 2.0  # after which it looks by itself, should nobody wake it
 
 
 class Sender:
-    def __init__(self, sessions: SessionFactory, settings: Webhooks) -> None:
+    """Sends from threads of its own: `start` once, `wake` when there may be something. Or `send_due`, and wait."""
+
+    def __init__(self, sessions: SessionFactory, settings: Webhooks, *, draining: Flag | None = None) -> None:
         self._sessions = sessions
         self._settings = settings
+        self._draining: Flag = draining or threading.Event()
+        self._closing = threading.Event()
+        self._woken = threading.Event()
+        self._lanes = Lanes(places=settings.parallel_sends, per_lane=settings.parallel_sends_per_endpoint)
+        self._pool = ThreadPoolExecutor(settings.parallel_sends, thread_name_prefix="webhook")
+        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be something due."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for what is on its way."""
+        self._closing.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown()
 
     def send_due(self) -> None:
         """Send whatever is due, until nothing is."""
         while True:
-            with self._sessions.begin() as session:
-                delivery = webhooks.claim_due(session)
-            if delivery is None:
+            self._woken.clear()
+            busy = self._lanes.busy  # asked before: what ends meanwhile may have made room
+            if not self._begin_due() and not busy:
                 return
-            status, error = self._send(delivery)
+            self._woken.wait(IDLE_SECONDS)
+
+    def _run(self) -> None:
+        while not self._closing.is_set() and not self._draining.is_set():
+            self._woken.clear()
+            try:
+                self._begin_due()
+            except SQLAlchemyError as error:  # it will be there again
+                log.warning("the database was not asked for webhooks", error=type(error).__name__)
+            except Exception:  # a thread that died would leave a worker that looks well and sends nothing
+                log.exception("the sender of webhooks stumbled")
+            self._woken.wait(IDLE_SECONDS)
+
+    def _begin_due(self) -> int:
+        """Begin to send whatever is due and has a place; returns how many those are."""
+        with self._sessions.begin() as session:
+            waiting = deliveries.find_due(session, per_lane=self._settings.parallel_sends_per_endpoint)
+            chosen = self._lanes.choose(waiting)
+            claimed = deliveries.claim(session, [each.id for each in chosen])
+        for delivery in claimed:
+            self._lanes.enter(delivery)
+            self._pool.submit(self._deliver, delivery)
+        return len(claimed)
+
+    def _deliver(self, delivery: DueDelivery) -> None:
+        try:
+            outcome = self._send(delivery)
             faults.reach("webhook-answered")
             with self._sessions.begin() as session:
-                state = webhooks.record_outcome(session, delivery, status=status, error=error, gone=status == GONE)
+                state = deliveries.record(session, delivery, outcome)
             log.info(
                 "a webhook was sent", webhook_id=webhooks.message_id(delivery.id), type=delivery.type,
-                attempt=delivery.attempt, status=status, error=error, state=state,
+                attempt=delivery.attempt, status=outcome.status, error=outcome.error, state=state,
             )  # fmt: skip
+        except Exception as error:  # another sender takes it over, and the receiver may get it twice
+            log.warning(
+                "what came of a webhook was not noted", webhook_id=webhooks.message_id(delivery.id),
+                attempt=delivery.attempt, error=type(error).__name__,
+            )  # fmt: skip
+        finally:
+            self._lanes.leave(delivery)
+            self._woken.set()
 
-    def _send(self, delivery: DueDelivery) -> tuple[int | None, str | None]:
-        """The receiver's status, or None and why there is none."""
-        headers = webhooks.sign(delivery, at=datetime.now(UTC))
+    def _send(self, delivery: DueDelivery) -> Outcome:
+        began = time.monotonic()
         try:
-            return self._post(delivery, headers), None
+            return self._post(delivery, began)
         except AddressRefused as error:
-            return None, str(error)
+            problem = str(error)
         except UNREACHABLE as error:
-            return None, f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
+            problem = f"{type(error).__name__}: {error}"
+        except Exception as error:  # or it would be sent for ever, as if its sender had died each time
+            log.exception("a webhook could not be sent", webhook_id=webhooks.message_id(delivery.id))
+            problem = f"{type(error).__name__}"
+        return Outcome(seconds=_since(began), error=_as_text(problem.encode(errors="replace"))[:ERROR_LENGTH])
 
-    def _post(self, delivery: DueDelivery, headers: dict[str, str]) -> int:
+    def _post(self, delivery: DueDelivery, began: float) -> Outcome:
         settings = self._settings
+        signed = webhooks.sign(delivery.id, delivery.body, secrets=delivery.secrets, at=datetime.now(UTC))
+        headers = {**signed, "content-type": "application/json", "accept-encoding": "identity"}
         with open_answer(
-            "POST", delivery.url, content=delivery.body, headers={**headers, "content-type": "application/json"},
+            "POST", delivery.url, content=delivery.body, headers=headers,
             allow_private=settings.allow_private_addresses, connect_seconds=settings.connect_timeout_seconds,
             silent_seconds=settings.total_timeout_seconds, total_seconds=settings.total_timeout_seconds,
         ) as answer:  # fmt: skip
-            _read_some(answer)
-            return answer.status_code
+            seconds = _since(began)
+            return Outcome(
+                seconds=seconds, status=answer.status_code, reply=_read_some(answer),
+                retry_after_seconds=_read_pause(answer.headers.get("retry-after", "")),
+            )  # fmt: skip
 
 
-def _read_some(answer: httpx2.Response) -> None:
+def _read_some(answer: httpx2.Response) -> str:
     """Let the receiver finish, within bounds. Its status has come; whatever its body does, it does not change that."""
-    read = 0
+    read, beginning = 0, b""
     with suppress(httpx2.HTTPError, OSError):
         for block in answer.iter_raw():  # undecoded, so that a small answer cannot grow in our memory
             read += len(block)
+            beginning += block[: REPLY_BYTES - len(beginning)]
             if read > READ_BYTES:
-                return
+                break
+    return _as_text(beginning)
+
+
+def _read_pause(told: str) -> float | None:
+    """Seconds of a Retry-After, given so or as a date; None when it is neither."""
+    if re.fullmatch(r"[0-9]{1,9}", told.strip()):
+        return float(told)
+    try:
+        until = parsedate_to_datetime(told)
+        return max(0.0, (until - datetime.now(UTC)).total_seconds()) if until.tzinfo is not None else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _as_text(told: bytes) -> str:
+    """As the database can keep it."""
+    return told.decode(errors="replace").replace("\x00", "")
+
+
+def _since(moment: float) -> float:
+    return round(time.monotonic() - moment, 6)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 from sqlalchemy import delete
 
-from shared.broker import GPU, Hints
+from shared.broker import GPU, WEBHOOKS, Hints
 from shared.config import Settings
 from shared.db import SessionFactory, create_session_factory
 from shared.inference.errors import InferenceError
@@ -67,14 +67,17 @@ class WorkerProcess:
         )  # fmt: skip
         if engine is not None:
             _warm_up(engine, settings.worker.warm_modes)
+        sender = Sender(sessions, settings.webhooks, draining=draining)
+        if queue_name == WEBHOOKS:
+            sender.start()
         log.info("a worker is ready", queue=queue_name, device=row.device, worker_id=str(row.id))
-        sender = Sender(sessions, settings.webhooks)
         return cls(
             runner=runner, sender=sender, heart=heart, hints=hints, sessions=sessions, roster=roster, place=place
         )
 
     def close(self) -> None:
         """Leave the database; what is not left, upkeep notices by its silence."""
+        self.sender.close()
         self.heart.stop()
         self.hints.close()
         with self.sessions.begin() as session:

@@ -14,8 +14,8 @@ def run(_step_id: str) -> None:
 
 @app.task(name=DELIVER)
 def deliver() -> None:
-    """Send every webhook that is due."""
-    _process().sender.send_due()
+    """There may be webhooks to send. The sender has threads of its own, so that no slow receiver delays this."""
+    _process().sender.wake()
 
 
 def _process() -> Any:

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import delete, exists, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import lateness, queue
+from shared import deliveries, lateness, queue
 from shared import log as logs
 from shared.broker import Hints
 from shared.config import Settings, load_settings
@@ -41,6 +41,7 @@ class Upkeep:
             self.end_late_jobs,
             self.hint_waiting_steps,
             self.hint_due_deliveries,
+            self.end_deliveries_of_disabled,
             self.purge_jobs,
             self.purge_uploads,
             self.forget_the_past,
@@ -80,6 +81,15 @@ class Upkeep:
             if session.scalar(select(exists().where(*due))):
                 self.hints.wake_sender()
 
+    def end_deliveries_of_disabled(self) -> None:
+        """Give up what is due for endpoints that were disabled; the sender leaves it alone."""
+        while True:
+            with self.sessions.begin() as session:
+                ended = deliveries.end_of_disabled(session)
+            if not ended:
+                return
+            log.info("webhooks of a disabled endpoint were given up", count=ended)
+
     def purge_jobs(self) -> None:
         """Remove the files, then the row, of jobs deleted or past their retention, once none of their steps runs."""
         running = exists().where(Step.job_id == Job.id, Step.state == StepState.RUNNING)
@@ -104,11 +114,12 @@ class Upkeep:
                 session.execute(delete(Upload).where(Upload.id == row.id, over))
 
     def forget_the_past(self) -> None:
-        """Drop rows of workers long silent and of Idempotency-Keys past their time."""
+        """Drop rows of workers long silent, of Idempotency-Keys past their time, of webhooks that ended long ago."""
         gone = func.now() - timedelta(seconds=self.settings.upkeep.worker_gone_seconds)
         with self.sessions.begin() as session:
             session.execute(delete(Worker).where(Worker.heartbeat_at < gone))
             session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < func.now()))
+            deliveries.forget(session, keep_seconds=self.settings.webhooks.keep_seconds)
 
     def run_until(self, stopping: threading.Event) -> None:
         while not stopping.wait(self.settings.upkeep.period_seconds):

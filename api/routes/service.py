@@ -1,4 +1,4 @@
-"""The service about itself: its modes, its workers, whether it is well, how its callbacks are signed."""
+"""The service about itself: its modes, its workers, whether it is well."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.deps import Built, CurrentTenant, Resources, get_tenant
+from api.deps import Built, Resources, get_tenant
 from api.errors import describe_problems
 from api.schemas import ModeClass, ModeDescription, WorkerDescription
 from shared.errors import StorageUnavailable
@@ -24,10 +24,6 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     status: Literal["ready", "degraded", "unavailable"]
     checks: dict[str, str]
-
-
-class SigningSecret(BaseModel):
-    secret: str
 
 
 @router.get("/healthz")
@@ -66,12 +62,6 @@ def list_workers(resources: Built) -> list[WorkerDescription]:
         )
         for row in _read_live_workers(resources)
     ]  # fmt: skip
-
-
-@router.get("/v1/webhooks/secret", responses=describe_problems(401, 503), tags=["webhooks"])
-def get_signing_secret(tenant: CurrentTenant) -> SigningSecret:
-    """What signs the callbacks to the `webhook_url` of a job, by Standard Webhooks 1.0."""
-    return SigningSecret(secret=tenant.webhook_secret)
 
 
 def _describe_mode(mode: Mode, *, served: bool) -> ModeDescription:

@@ -23,16 +23,19 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from shared import lateness, lifecycle, tenants
+from shared import deliveries, lateness, lifecycle, tenants
 from shared.broker import DELIVER, GPU, RUN, WEBHOOKS, Hints
-from shared.config import Settings
+from shared.config import Settings, Webhooks
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
+from shared.deliveries import DueDelivery, Outcome
 from shared.lifecycle import ClaimedStep
 from shared.locks import Lease
 from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, Tenant, Worker, create_id
 from shared.storage import Storage, job_prefix
 from tests.integration.workbench import WAIT_SECONDS, Workbench
+from tests.receiver import Receiver, run_receiver
+from worker.deliver import Sender
 
 TIMING = {"frames": 1, "inference_seconds": 0.5}
 MODEL = {"name": "a model", "revision": "1", "dtype": "float32", "input_size": [64, 64]}
@@ -383,3 +386,47 @@ def nothing_stored(storage: Storage, job: Job) -> bool:
 @pytest.fixture
 def workbench(settings: Settings, sessions: SessionFactory, storage: Storage, hints: Hints) -> Workbench:
     return Workbench(settings=settings, sessions=sessions, storage=storage, hints=hints)
+
+
+# --- webhooks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with run_receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def sender(sessions: SessionFactory) -> Iterator[Sender]:
+    """One with little patience, that may send to this machine."""
+    made = Sender(sessions, Webhooks(total_timeout_seconds=1, connect_timeout_seconds=1, allow_private_addresses=True))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def end_job(sessions: SessionFactory, make_job: MakeJob) -> MakeJob:
+    """A job that has just ended, with news of it for the URL, if there is one."""
+
+    def end(url: str | None = None, **values: object) -> Job:
+        job = make_job(webhook_url=url, **values)
+        with sessions.begin() as session:
+            return lifecycle.request_cancel(session, job.id)
+
+    return end
+
+
+def take_delivery(sessions: SessionFactory) -> DueDelivery | None:
+    """As a sender does that has one place."""
+    with sessions.begin() as session:
+        claimed = deliveries.claim(session, [each.id for each in deliveries.find_due(session, per_lane=1)][:1])
+    return claimed[0] if claimed else None
+
+
+def send_in_vain(sessions: SessionFactory, **outcome: Any) -> None:
+    """As a sender does whose receiver says 500, or what else is given."""
+    due = take_delivery(sessions)
+    assert due is not None
+    with sessions.begin() as session:
+        deliveries.record(session, due, Outcome(**{"status": 500, **outcome}))

@@ -100,15 +100,21 @@ def test_another_tenants_things_are_not_found_by_any_route(
         batch = Batch(tenant_id=tenant.id, name="a batch", mode="demo", options={})
         session.add(batch)
     upload = api.post("/v1/uploads", json={"filename": "a.png", "size": 5}).json()
-    ids = {"job_id": job["id"], "upload_id": upload["id"], "batch_id": batch.id, "name": "mask.png", "number": 0}
+    endpoint = api.post("/v1/webhooks", json={"url": "https://receiver.example"}).json()["id"]
+    delivery = api.post(f"/v1/webhooks/{endpoint}/ping").json()["id"]
+    ids = {
+        "job_id": job["id"], "upload_id": upload["id"], "batch_id": batch.id, "name": "mask.png", "number": 0,
+        "endpoint_id": endpoint, "delivery_id": delivery,
+    }  # fmt: skip
     asked = [(method, path.format(**ids)) for method, path in routes(api) if "{" in path]
     assert len(asked) >= 8
     for method, path in asked:
         with subtests.test(method=method, path=path):
-            body = {"numbers": [1]} if path.endswith("/parts") else None  # or it would be refused for having none
+            body = {"numbers": [1]} if path.endswith("/parts") else {}  # or it would be refused for having none
             problem(api.request(method, path, json=body, headers=foreign), 404, "not_found")
     assert api.get(job["links"]["self"]).json()["state"] == "queued"
     assert api.get(f"/v1/uploads/{upload['id']}").status_code == 200
+    assert api.get(f"/v1/webhooks/{endpoint}").status_code == 200
 
 
 def test_another_tenants_upload_is_not_found_by_a_submission(api: TestClient, foreign: dict[str, str]) -> None:

@@ -31,7 +31,14 @@ ROUTES = {
     "/v1/uploads/{upload_id}/parts": {"post"},
     "/v1/modes": {"get"},
     "/v1/workers": {"get"},
+    "/v1/webhooks": {"get", "post"},
     "/v1/webhooks/secret": {"get"},
+    "/v1/webhooks/deliveries": {"get"},
+    "/v1/webhooks/deliveries/{delivery_id}/redeliver": {"post"},
+    "/v1/webhooks/{endpoint_id}": {"get", "patch", "delete"},
+    "/v1/webhooks/{endpoint_id}/deliveries": {"get"},
+    "/v1/webhooks/{endpoint_id}/ping": {"post"},
+    "/v1/webhooks/{endpoint_id}/rotate-secret": {"post"},
 }
 
 

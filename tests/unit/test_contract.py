@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from shared import webhooks
 from shared.contract import SMOOTH_WINDOW, Options, describe_job
@@ -106,10 +106,6 @@ def test_a_job_keeps_the_window_that_it_is_smoothed_with(given: bool | int, kept
 # --- signatures ----------------------------------------------------------------------------------------------------
 
 
-def due(secret: str) -> webhooks.DueDelivery:
-    return webhooks.DueDelivery(id=create_id(), attempt=1, url="", body='{"a":1}', secret=secret, type="ping")
-
-
 def test_a_secret_is_256_random_bits_in_the_form_of_the_standard() -> None:
     first, second = webhooks.create_secret(), webhooks.create_secret()
     assert first.startswith("whsec_")
@@ -120,9 +116,17 @@ def test_a_secret_is_256_random_bits_in_the_form_of_the_standard() -> None:
 @pytest.mark.parametrize("hours", [-11, 0, 2, 14])
 def test_a_signature_is_of_the_moment_whatever_the_clocks_zone(hours: int) -> None:
     secret = webhooks.create_secret()
-    delivery = due(secret)
-    headers = webhooks.sign(delivery, at=datetime.now(timezone(timedelta(hours=hours))))
-    assert Webhook(secret).verify(delivery.body, headers) == {"a": 1}
+    body, at = '{"a":1}', datetime.now(timezone(timedelta(hours=hours)))
+    headers = webhooks.sign(create_id(), body, secrets=[secret], at=at)
+    assert Webhook(secret).verify(body, headers) == {"a": 1}
+
+
+def test_a_message_signed_with_several_secrets_is_verified_by_any_of_them() -> None:
+    secrets = [webhooks.create_secret() for _ in range(3)]
+    headers = webhooks.sign(create_id(), '{"a":1}', secrets=secrets, at=datetime.now(UTC))
+    assert [Webhook(secret).verify('{"a":1}', headers) for secret in secrets] == [{"a": 1}] * 3
+    with pytest.raises(WebhookVerificationError):
+        Webhook(webhooks.create_secret()).verify('{"a":1}', headers)
 
 
 def test_the_id_of_a_message_holds_nothing_that_parts_a_signature() -> None:

@@ -1,0 +1,106 @@
+"""Who is sent to next: a receiver that is slow, or not known yet, never takes the places of those that are quick.
+
+A lane is what shares its trouble: one endpoint, or one host that a tenant's jobs name. What is known of lanes is this
+process's own: it is lost with the process, which costs the next one some seconds.
+"""
+
+import threading
+import time
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.deliveries import DueDelivery, Waiting
+
+SLOW_SECONDS = 2.0  # an attempt that takes longer, whatever came of it
+KNOWN_LANES = 10_000
+
+Standing = Literal["quick", "new", "slow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sending:
+    lane: str
+    tenant_id: uuid.UUID
+    since: float
+
+
+class Lanes:
+    """Of `places`, lanes that are new may have a quarter, and slow ones another, one each at a time.
+
+    So a dead receiver is not waited for by a new one either. No tenant has more than half of each.
+    """
+
+    def __init__(self, *, places: int, per_lane: int) -> None:
+        self._places = places
+        self._per_lane = per_lane
+        self._shares: dict[Standing, int] = {"quick": places, "new": max(1, places // 4), "slow": max(1, places // 4)}
+        self._lock = threading.Lock()  # guards all that follows
+        self._sending: dict[tuple[uuid.UUID, int], _Sending] = {}
+        """By delivery and attempt, as one that was asked for again may be on its way twice."""
+        self._quick: OrderedDict[str, bool] = OrderedDict()
+        """Whether the last attempt of a lane was; the lane least recently used comes first."""
+
+    @property
+    def busy(self) -> int:
+        with self._lock:
+            return len(self._sending)
+
+    def choose(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        """Those for which there is a place now, in their order."""
+        with self._lock:
+            now = time.monotonic()
+            stuck = {each.lane for each in self._sending.values() if now - each.since > SLOW_SECONDS}
+            named = {each.lane for each in self._sending.values()} | {each.lane for each in waiting}
+            standings = {lane: self._rate(lane, stuck) for lane in named}
+            lanes: Counter[str] = Counter()
+            shares: Counter[Standing] = Counter()
+            tenants: Counter[tuple[Standing, uuid.UUID]] = Counter()
+            taken = 0
+
+            def take(each: _Sending | Waiting) -> None:
+                nonlocal taken
+                taken += 1
+                lanes[each.lane] += 1
+                shares[standings[each.lane]] += 1
+                tenants[standings[each.lane], each.tenant_id] += 1
+
+            for sending in self._sending.values():
+                take(sending)
+            chosen = []
+            for each in waiting:
+                standing = standings[each.lane]
+                share = self._shares[standing]
+                if (
+                    taken < self._places
+                    and lanes[each.lane] < (self._per_lane if standing == "quick" else 1)
+                    and shares[standing] < share
+                    and tenants[standing, each.tenant_id] < max(1, share // 2)
+                ):
+                    take(each)
+                    chosen.append(each)
+            return chosen
+
+    def enter(self, delivery: DueDelivery) -> None:
+        """From now on it has a place."""
+        with self._lock:
+            self._sending[delivery.id, delivery.attempt] = _Sending(
+                lane=delivery.lane, tenant_id=delivery.tenant_id, since=time.monotonic()
+            )
+
+    def leave(self, delivery: DueDelivery) -> None:
+        """Its place is free, and its lane known by the time that it took."""
+        with self._lock:
+            sending = self._sending.pop((delivery.id, delivery.attempt))
+            self._quick[sending.lane] = time.monotonic() - sending.since <= SLOW_SECONDS
+            self._quick.move_to_end(sending.lane)
+            if len(self._quick) > KNOWN_LANES:
+                self._quick.popitem(last=False)
+
+    def _rate(self, lane: str, stuck: set[str]) -> Standing:
+        if lane in stuck:
+            return "slow"
+        quick = self._quick.get(lane)
+        return "new" if quick is None else "quick" if quick else "slow"
