@@ -13,7 +13,7 @@ ARGS ?=
 # Every worker imports torch: that takes twice as long where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo up test lint bench lock clean
+.PHONY: help setup demo up test chaos lint bench lock clean
 
 help:  ## Show this list
 	@echo "Maskline: images into segmentation masks"
@@ -42,6 +42,9 @@ up: setup  ## Run the whole service on this machine until Ctrl-C
 
 test: setup  ## Run the tests against real PostgreSQL, Redis and S3; ARGS go to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: setup  ## Kill everything there is, many times, under a load; ARGS as --kills 200 --seed 1
+	@$(BIN)/python -m tests.chaos --json $(ARGS)
 
 lint: setup  ## Check style, format and types
 	@$(BIN)/ruff check .

@@ -1,0 +1,23 @@
+"""`python -m tests.chaos --kills 200 --seed 1 --json`, or `make chaos`: ends with status 1 if anything was lost."""
+
+import argparse
+import json
+import sys
+
+from tests.chaos.run import run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    options = parser.parse_args()
+    verdict = run(kills=options.kills, seed=options.seed, say=lambda line: print(line, flush=True))
+    if options.json:
+        print(json.dumps(verdict.figures))
+    return 0 if verdict.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
