@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from shared import endpoints
@@ -80,6 +80,8 @@ class Outcome:
     status: int | None = None
     error: str | None = None
     reply: str | None = None
+    cut: bool = False
+    """The answer was longer than anybody reads."""
     retry_after_seconds: float | None = None
 
     @property
@@ -134,7 +136,12 @@ def record(session: Session, delivery: DueDelivery, outcome: Outcome) -> Deliver
     "Gone" ends it at once, and disables an endpoint. Returns None, with nothing noted, when another sender took the
     delivery over meanwhile, or it was deleted with its endpoint.
     """
-    endpoint = endpoints.lock(session, delivery.endpoint_id) if delivery.endpoint_id is not None else None
+    endpoint = None
+    if delivery.endpoint_id is not None:
+        if outcome.delivered:
+            endpoints.note_success(session, delivery.endpoint_id)
+        else:
+            endpoint = endpoints.lock(session, delivery.endpoint_id)
     values: dict[str, Any] = {"last_status": outcome.status, "last_error": outcome.error}
     if outcome.delivered or outcome.status == GONE or delivery.position > len(RETRY_SECONDS):
         state = DeliveryState.DELIVERED if outcome.delivered else DeliveryState.FAILED
@@ -152,12 +159,15 @@ def record(session: Session, delivery: DueDelivery, outcome: Outcome) -> Deliver
         )
         .values(**values)
         .returning(WebhookDelivery.state)
+        .execution_options(synchronize_session=False)
     )
     if noted is None:
         return None
     _log(session, delivery, outcome)
-    if endpoint is not None:
-        _note_health(session, endpoint, outcome)
+    if endpoint is not None and outcome.status == GONE:
+        endpoints.disable(session, endpoint, reason="gone")
+    elif endpoint is not None:
+        endpoints.note_failure(session, endpoint, now=_now(session), pause_seconds=outcome.pause_seconds)
     return noted
 
 
@@ -238,24 +248,14 @@ def _log(session: Session, delivery: DueDelivery, outcome: Outcome) -> None:
     reply = outcome.reply
     for secret in delivery.secrets:
         reply = reply and reply.replace(secret.removeprefix("whsec_"), "…")  # whatever a receiver may let slip
-    session.add(
-        WebhookAttempt(
-            delivery_id=delivery.id, number=delivery.attempt, status=outcome.status, error=outcome.error,
-            latency_seconds=outcome.seconds, reply=reply,
-        )
+    row = insert(WebhookAttempt).values(
+        delivery_id=delivery.id, number=delivery.attempt, status=outcome.status, error=outcome.error,
+        latency_seconds=outcome.seconds, reply=reply,
     )  # fmt: skip
-    old = WebhookAttempt.number <= delivery.attempt - KEPT_ATTEMPTS
-    session.execute(delete(WebhookAttempt).where(WebhookAttempt.delivery_id == delivery.id, old))
-    session.flush()
-
-
-def _note_health(session: Session, endpoint: WebhookEndpoint, outcome: Outcome) -> None:
-    if outcome.delivered:
-        endpoints.note_success(session, endpoint)
-    elif outcome.status == GONE:
-        endpoints.disable(session, endpoint, reason="gone")
-    else:
-        endpoints.note_failure(session, endpoint, now=_now(session), pause_seconds=outcome.pause_seconds)
+    session.execute(row)
+    if delivery.attempt > KEPT_ATTEMPTS:
+        old = WebhookAttempt.number <= delivery.attempt - KEPT_ATTEMPTS
+        session.execute(delete(WebhookAttempt).where(WebhookAttempt.delivery_id == delivery.id, old))
 
 
 def _now(session: Session) -> datetime:

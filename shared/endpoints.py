@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared import webhooks
@@ -118,14 +118,22 @@ def open_for_sending(session: Session, tenant_id: uuid.UUID, endpoint_id: uuid.U
     return row
 
 
-def note_success(session: Session, row: WebhookEndpoint) -> None:
-    """`row` is locked, as for the others below."""
-    row.failing_since = row.paused_until = None
-    session.flush()
+def note_success(session: Session, endpoint_id: uuid.UUID) -> None:
+    """Its record is clean; mostly it was before, and nothing is locked."""
+    session.execute(
+        update(WebhookEndpoint)
+        .where(
+            WebhookEndpoint.id == endpoint_id,
+            or_(WebhookEndpoint.failing_since.is_not(None), WebhookEndpoint.paused_until.is_not(None)),
+        )
+        .values(failing_since=None, paused_until=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def note_failure(session: Session, row: WebhookEndpoint, *, now: datetime, pause_seconds: float) -> None:
-    """One that has failed for FAILING_SECONDS is disabled; none of its news are sent for `pause_seconds`."""
+    """One that has failed for FAILING_SECONDS is disabled; none of its news are sent for `pause_seconds`. It is locked,
+    as for `disable`."""
     row.failing_since = row.failing_since or now
     if pause_seconds:
         row.paused_until = now + timedelta(seconds=pause_seconds)

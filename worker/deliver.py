@@ -57,7 +57,7 @@ class Sender:
         self._pool.shutdown()
 
     def send_due(self) -> None:
-        """Send whatever is due, until nothing is."""
+        """Send whatever is due, until nothing is but what rests after failures."""
         while True:
             self._woken.clear()
             busy = self._lanes.busy  # asked before: what ends meanwhile may have made room
@@ -88,6 +88,7 @@ class Sender:
         return len(claimed)
 
     def _deliver(self, delivery: DueDelivery) -> None:
+        outcome = Outcome()
         try:
             outcome = self._send(delivery)
             faults.reach("webhook-answered")
@@ -103,7 +104,7 @@ class Sender:
                 attempt=delivery.attempt, error=type(error).__name__,
             )  # fmt: skip
         finally:
-            self._lanes.leave(delivery)
+            self._lanes.leave(delivery, delivered=outcome.delivered, cut=outcome.cut)
             self._woken.set()
 
     def _send(self, delivery: DueDelivery) -> Outcome:
@@ -129,14 +130,18 @@ class Sender:
             silent_seconds=settings.total_timeout_seconds, total_seconds=settings.total_timeout_seconds,
         ) as answer:  # fmt: skip
             seconds = _since(began)
+            reply, cut = _read_some(answer)
             return Outcome(
-                seconds=seconds, status=answer.status_code, reply=_read_some(answer),
+                seconds=seconds, status=answer.status_code, reply=reply, cut=cut,
                 retry_after_seconds=_read_pause(answer.headers.get("retry-after", "")),
             )  # fmt: skip
 
 
-def _read_some(answer: httpx2.Response) -> str:
-    """Let the receiver finish, within bounds. Its status has come; whatever its body does, it does not change that."""
+def _read_some(answer: httpx2.Response) -> tuple[str, bool]:
+    """The beginning of the answer, and whether the rest had to be cut: the receiver may finish, within bounds.
+
+    Its status has come; whatever its body does, it does not change that.
+    """
     read, beginning = 0, b""
     with suppress(httpx2.HTTPError, OSError):
         for block in answer.iter_raw():  # undecoded, so that a small answer cannot grow in our memory
@@ -144,7 +149,7 @@ def _read_some(answer: httpx2.Response) -> str:
             beginning += block[: REPLY_BYTES - len(beginning)]
             if read > READ_BYTES:
                 break
-    return _as_text(beginning)
+    return _as_text(beginning), read > READ_BYTES
 
 
 def _read_pause(told: str) -> float | None:

@@ -15,6 +15,8 @@ from typing import Literal
 from shared.deliveries import DueDelivery, Waiting
 
 SLOW_SECONDS = 2.0  # an attempt that takes longer, whatever came of it
+FREE_FAILURES = 3  # in a row; from then on a lane rests after each, twice as long as before
+LONGEST_REST_SECONDS = 60.0
 KNOWN_LANES = 10_000
 
 Standing = Literal["quick", "new", "slow"]
@@ -27,10 +29,20 @@ class _Sending:
     since: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What the last attempts on a lane taught."""
+
+    quick: bool
+    failures: int
+    rests_until: float
+
+
 class Lanes:
     """Of `places`, lanes that are new may have a quarter, and slow ones another, one each at a time.
 
-    So a dead receiver is not waited for by a new one either. No tenant has more than half of each.
+    So a dead receiver is not waited for by a new one either. No tenant has more than half of each. A lane that only
+    fails is tried ever more rarely, up to once a minute, however much is due on it: one success, and all of it is sent.
     """
 
     def __init__(self, *, places: int, per_lane: int) -> None:
@@ -40,8 +52,8 @@ class Lanes:
         self._lock = threading.Lock()  # guards all that follows
         self._sending: dict[tuple[uuid.UUID, int], _Sending] = {}
         """By delivery and attempt, as one that was asked for again may be on its way twice."""
-        self._quick: OrderedDict[str, bool] = OrderedDict()
-        """Whether the last attempt of a lane was; the lane least recently used comes first."""
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        """By lane, the one least recently used first."""
 
     @property
     def busy(self) -> int:
@@ -73,8 +85,10 @@ class Lanes:
             for each in waiting:
                 standing = standings[each.lane]
                 share = self._shares[standing]
+                known = self._known.get(each.lane)
                 if (
                     taken < self._places
+                    and (known is None or now >= known.rests_until)
                     and lanes[each.lane] < (self._per_lane if standing == "quick" else 1)
                     and shares[standing] < share
                     and tenants[standing, each.tenant_id] < max(1, share // 2)
@@ -90,17 +104,30 @@ class Lanes:
                 lane=delivery.lane, tenant_id=delivery.tenant_id, since=time.monotonic()
             )
 
-    def leave(self, delivery: DueDelivery) -> None:
-        """Its place is free, and its lane known by the time that it took."""
+    def leave(self, delivery: DueDelivery, *, delivered: bool, cut: bool = False) -> None:
+        """Its place is free, and its lane known by the time that it took and what came of it. One whose answers have to
+        be cut costs as much as a slow one."""
         with self._lock:
+            now = time.monotonic()
             sending = self._sending.pop((delivery.id, delivery.attempt))
-            self._quick[sending.lane] = time.monotonic() - sending.since <= SLOW_SECONDS
-            self._quick.move_to_end(sending.lane)
-            if len(self._quick) > KNOWN_LANES:
-                self._quick.popitem(last=False)
+            before = self._known.pop(sending.lane, None)
+            failures = 0 if delivered else 1 + (before.failures if before is not None else 0)
+            self._known[sending.lane] = _Known(
+                quick=now - sending.since <= SLOW_SECONDS and not cut,
+                failures=failures,
+                rests_until=now + _rest_seconds(failures),
+            )
+            if len(self._known) > KNOWN_LANES:
+                self._known.popitem(last=False)
 
     def _rate(self, lane: str, stuck: set[str]) -> Standing:
         if lane in stuck:
             return "slow"
-        quick = self._quick.get(lane)
-        return "new" if quick is None else "quick" if quick else "slow"
+        known = self._known.get(lane)
+        return "new" if known is None else "quick" if known.quick else "slow"
+
+
+def _rest_seconds(failures: int) -> float:
+    if failures < FREE_FAILURES:
+        return 0.0
+    return min(2.0 ** min(failures - FREE_FAILURES, 10), LONGEST_REST_SECONDS)

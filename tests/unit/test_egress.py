@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -135,3 +136,12 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPa
 def test_a_name_is_looked_up_once_so_that_its_answer_cannot_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", Names([PUBLIC], ["127.0.0.1"]).look_up)
     assert resolve("https://rebinding.example", allow_private=False)[1] == PUBLIC
+
+
+def test_a_name_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [] if silent.wait(20) else None)
+    with pytest.raises(TimeoutError, match="looked up"):
+        resolve("https://silent.example", allow_private=False, seconds=0.01)
+    assert not silent.is_set()
+    silent.set()

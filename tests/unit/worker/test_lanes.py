@@ -54,7 +54,7 @@ def known(clock: Clock) -> Callable[..., Lanes]:
         for lane in (*quick, *slow):
             [sent] = send(places, waiting(lane))
             clock.now += 10 if lane in slow else 0.1
-            places.leave(sent)
+            places.leave(sent, delivered=True)
         return places
 
     return make
@@ -75,7 +75,7 @@ def test_what_is_on_its_way_counts(known: Callable[..., Lanes]) -> None:
     places = known(quick=["quick"])
     sent = send(places, waiting("quick", "quick", "quick"))
     assert chosen(places, waiting(*["quick"] * 9)) == ["quick"]
-    places.leave(sent[0])
+    places.leave(sent[0], delivered=True)
     assert chosen(places, waiting(*["quick"] * 9)) == ["quick"] * 2
     assert places.busy == 2
 
@@ -114,15 +114,22 @@ def test_a_lane_on_which_something_is_stuck_is_slow_before_it_has_ended(
     [stuck] = send(places, waiting("quick"))
     clock.now += 3
     assert chosen(places, waiting("quick")) == []
-    places.leave(stuck)
+    places.leave(stuck, delivered=True)
     assert chosen(places, waiting("quick", "quick")) == ["quick"]
 
 
 def test_a_lane_that_is_quick_again_is_as_good_as_any(known: Callable[..., Lanes], clock: Clock) -> None:
     places = known(slow=["lane"])
     [sent] = send(places, waiting("lane"))
-    places.leave(sent)
+    places.leave(sent, delivered=True)
     assert chosen(places, waiting(*["lane"] * 9)) == ["lane"] * 4
+
+
+def test_a_lane_whose_answers_have_to_be_cut_is_as_slow_ones(known: Callable[..., Lanes]) -> None:
+    places = known(quick=["lane"])
+    [sent] = send(places, waiting("lane"))
+    places.leave(sent, delivered=True, cut=True)
+    assert chosen(places, waiting(*["lane"] * 9)) == ["lane"]
 
 
 def test_the_same_delivery_may_be_on_its_way_twice(known: Callable[..., Lanes]) -> None:
@@ -131,8 +138,8 @@ def test_the_same_delivery_may_be_on_its_way_twice(known: Callable[..., Lanes]) 
     [first] = send(places, waiting("lane"))
     second = DueDelivery(**{**vars(first), "attempt": 2})
     places.enter(second)
-    places.leave(first)
-    places.leave(second)
+    places.leave(first, delivered=True)
+    places.leave(second, delivered=True)
     assert places.busy == 0
 
 
@@ -142,3 +149,21 @@ def test_what_is_known_of_lanes_does_not_grow_for_ever(
     monkeypatch.setattr(lanes, "KNOWN_LANES", 2)
     places = known(quick=["first", "second", "third"])
     assert chosen(places, waiting(*["first"] * 2, *["third"] * 2)) == ["first", "third", "third"]
+
+
+def test_a_lane_that_only_fails_is_tried_ever_more_rarely_and_one_success_frees_it(
+    known: Callable[..., Lanes], clock: Clock
+) -> None:
+    places, pauses = known(quick=["lane"]), []
+    clock.now = 10  # a whole number, which adds up exactly
+    for _ in range(12):
+        [sent] = send(places, places.choose(waiting("lane")))
+        places.leave(sent, delivered=False)
+        began = clock.now
+        while not places.choose(waiting("lane")):
+            clock.now += 0.5
+        pauses.append(clock.now - began)
+    assert pauses == [0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
+    [sent] = send(places, places.choose(waiting("lane")))
+    places.leave(sent, delivered=True)
+    assert chosen(places, waiting(*["lane"] * 9)) == ["lane"] * 4
