@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from shared import locks, queue, tally, webhooks
@@ -139,9 +139,9 @@ def submit_all(session: Session, jobs: Sequence[tuple[Job, Sequence[tuple[StepKi
         for ordinal, (kind, queue_name) in enumerate(steps)
     ]
     session.add_all(rows)
-    for job, _ in jobs:
-        _record(session, job.id, "state", {"state": JobState.QUEUED})
     session.flush()
+    data = {"state": JobState.QUEUED}
+    session.execute(insert(JobEvent), [{"job_id": job.id, "type": "state", "data": data} for job, _ in jobs])
     return rows
 
 

@@ -72,6 +72,11 @@ def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
+# Thousands are inserted in one go. To read back what the database fills in takes one statement with all their values,
+# which the driver parses anew each time; without that, it prepares one for a single row.
+_MANY_AT_ONCE = {"eager_defaults": False}
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -207,6 +212,7 @@ class Job(Base):
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
 
+    __mapper_args__ = _MANY_AT_ONCE
     __table_args__ = (
         _one_of("state", JobState),
         CheckConstraint("(manifest_key IS NOT NULL) = (state = 'succeeded')", name="manifest_when_succeeded"),
@@ -252,6 +258,7 @@ class Step(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
+    __mapper_args__ = _MANY_AT_ONCE
     __table_args__ = (
         _one_of("state", StepState),
         _one_of("kind", StepKind),
