@@ -105,6 +105,7 @@ class Service:
         heart = Heart(
             self.sessions, worker=row, draining=draining,
             beat_seconds=limits.heartbeat_seconds, lease_seconds=limits.lease_seconds,
+            obey_seconds=limits.obey_seconds,
         )  # fmt: skip
         try:
             yield Runner(

@@ -114,6 +114,8 @@ class Worker(Group):
     """How much the weights of all models in memory may take; None: half of the device's."""
     lease_seconds: Seconds = 30
     heartbeat_seconds: Seconds = 8
+    obey_seconds: Seconds = 300
+    """A step that goes on for so long after it was told to stop hangs, and its process is killed to have it back."""
     batch_images: int | None = Field(default=None, ge=1)
     """The most images of several jobs that go through the model together; None: as many as the device gains from.
 

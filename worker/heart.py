@@ -3,6 +3,8 @@
 It beats on a connection of its own, so that a busy or blocked step never stops it.
 """
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +53,7 @@ class Hold:
         self._valid_until = time.monotonic() + lease_seconds
         self._lost = False
         self._stop = False
+        self._unwanted_since: float | None = None
 
     def require_lease(self) -> None:
         """Raises LeaseLost once the lease may have passed to another attempt."""
@@ -72,9 +75,17 @@ class Hold:
                 orders = lifecycle.heartbeat(session, self.lease, lease_seconds=self._lease_seconds)
         except LeaseLost:
             self._lost = True
-            return
-        self._valid_until = asked_at + self._lease_seconds
-        self._stop = orders == "stop"
+        else:
+            self._valid_until = asked_at + self._lease_seconds
+            self._stop = orders == "stop"
+        if not (self._lost or self._stop):
+            self._unwanted_since = None
+        elif self._unwanted_since is None:
+            self._unwanted_since = asked_at
+
+    def is_ignored(self, *, obey_seconds: float) -> bool:
+        """Whether the step goes on so long after it was told to stop that it must hang."""
+        return self._unwanted_since is not None and time.monotonic() - self._unwanted_since > obey_seconds
 
 
 class Heart:
@@ -86,6 +97,7 @@ class Heart:
         draining: Flag,
         beat_seconds: float,
         lease_seconds: float,
+        obey_seconds: float,
     ) -> None:
         self.worker_id = worker.id
         self._description = {name: getattr(worker, name) for name in DESCRIPTION}
@@ -93,6 +105,7 @@ class Heart:
         self._draining = draining
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
+        self._obey_seconds = obey_seconds
         self._holds: dict[Hold, None] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
@@ -120,6 +133,9 @@ class Heart:
                     beat()
                 except SQLAlchemyError as error:  # the hold runs out by itself should this go on
                     log.warning("a heartbeat failed", error=type(error).__name__)
+            if any(hold.is_ignored(obey_seconds=self._obey_seconds) for hold in tuple(self._holds)):
+                log.error("a step hangs that nobody wants any more: its process ends, and another comes in its place")
+                os.kill(os.getpid(), signal.SIGKILL)  # nothing gentler reaches code that does not come back to Python
 
     def _show(self) -> None:
         """Tell that the worker lives, and enter it anew when upkeep took a long silence for its death."""

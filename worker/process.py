@@ -60,6 +60,7 @@ class WorkerProcess:
         heart = Heart(
             sessions, worker=row, draining=draining,
             beat_seconds=settings.worker.heartbeat_seconds, lease_seconds=settings.worker.lease_seconds,
+            obey_seconds=settings.worker.obey_seconds,
         )  # fmt: skip
         runner = Runner(
             settings=settings, sessions=sessions, storage=Storage.from_settings(settings.storage), hints=hints,

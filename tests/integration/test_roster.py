@@ -26,8 +26,11 @@ def fork(child: Callable[[], None]) -> int:
     """A process as Celery makes them; it lives until it is killed."""
     pid = os.fork()
     if pid == 0:
-        child()
-        signal.pause()
+        try:
+            child()
+            signal.pause()
+        finally:
+            os._exit(1)
     return pid
 
 

@@ -146,6 +146,7 @@ class Workbench:
         heart = Heart(
             self.sessions, worker=row, draining=flag,
             beat_seconds=limits.heartbeat_seconds, lease_seconds=limits.lease_seconds,
+            obey_seconds=limits.obey_seconds,
         )  # fmt: skip
         try:
             yield Runner(
