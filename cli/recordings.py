@@ -1,6 +1,6 @@
 """Recordings on their way through the service: brought, followed until they end, their results fetched.
 
-Where their jobs come from is `cli/archive.py`. All that is decided is decided in one thread; uploads and downloads are
+Where their jobs come from is `cli/origins.py`. All that is decided is decided in one thread; uploads and downloads are
 done in others, which put what became of them into an inbox. Everything may be interrupted anywhere: what is in its
 place is whole, and the journal knows the rest.
 """

@@ -178,11 +178,10 @@ class Storage:
         """
         self.multipart.abort(prefix)
         deleted = 0
-        with translated():
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
-                for found in page.get("Contents", []):
-                    self._client.delete_object(Bucket=self._bucket, Key=found["Key"])
-                    deleted += 1
+        for found in self.list_objects(prefix):
+            with translated():
+                self._client.delete_object(Bucket=self._bucket, Key=found.key)
+            deleted += 1
         return deleted
 
     def list_keys(self, prefix: str) -> list[str]:

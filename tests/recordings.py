@@ -121,6 +121,13 @@ def numbers(frames: Iterable[Frame]) -> list[int | None]:
     return [None if frame.image is None else read_number(frame.image) for frame in frames]
 
 
+def look_alike(one: Frame, other: Frame) -> bool:
+    """Whether both have the same image, or none."""
+    if one.image is None or other.image is None:
+        return one.image is other.image
+    return np.array_equal(one.image, other.image)
+
+
 def packet_places(source: Path) -> list[tuple[int, int]]:
     """Where each packet of the video lies in the file: first byte and how many."""
     with av.open(source) as container:

@@ -33,6 +33,7 @@ from shared.lifecycle import ClaimedStep
 from shared.locks import Lease
 from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, Tenant, Worker, create_id
 from shared.storage import Storage, job_prefix
+from tests.integration.scripted import ScriptedService, run_scripted
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
@@ -278,6 +279,13 @@ def count_rows(sessions: SessionFactory, table: type[Base]) -> int:
 
 
 # --- servers that are not well -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedService]:
+    """A server of somebody else."""
+    with run_scripted() as running:
+        yield running
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from shared import lateness, lifecycle
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
-from shared.models import JobState, WebhookDelivery
+from shared.models import WebhookDelivery
 from tests.integration.conftest import (
     BAD_MEDIA,
     MODEL,
@@ -24,18 +24,8 @@ from tests.integration.conftest import (
     wait_until,
 )
 
-KEY = {"Idempotency-Key": "a-key"}
-BATCH_FIELDS = {
-    "id", "name", "state", "mode", "options", "metadata", "priority", "jobs", "progress", "created_at", "finished_at",
-    "links",
-}  # fmt: skip
-JOBS_FIELDS = {"total", *JobState}
-PROGRESS_FIELDS = {"done", "total", "unit", "frames_per_second", "eta_seconds"}
-
 Json = dict[str, Any]
-Claim = Callable[..., ClaimedStep | None]
 Take = Callable[[], ClaimedStep]
-PutUpload = Callable[..., str]
 
 
 @pytest.fixture
@@ -118,8 +108,7 @@ def test_a_recording_that_was_not_probed_leaves_the_frames_of_its_batch_open(
 ) -> None:
     batch = submit_batch(2).json()
     with sessions.begin() as session:
-        one = "id = (SELECT id FROM jobs LIMIT 1)"
-        session.execute(text(f"UPDATE jobs SET kind = 'recording' WHERE {one}"))  # noqa: S608
+        session.execute(text("UPDATE jobs SET kind = 'recording' WHERE id = (SELECT id FROM jobs LIMIT 1)"))
     progress = look(api, batch)["progress"]
     assert (progress["done"], progress["total"], progress["eta_seconds"]) == (0, None, None)
 

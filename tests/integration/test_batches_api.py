@@ -34,7 +34,6 @@ JOBS_FIELDS = {"total", *JobState}
 PROGRESS_FIELDS = {"done", "total", "unit", "frames_per_second", "eta_seconds"}
 
 Json = dict[str, Any]
-Claim = Callable[..., ClaimedStep | None]
 Take = Callable[[], ClaimedStep]
 PutUpload = Callable[..., str]
 

@@ -6,6 +6,7 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,11 +78,11 @@ def test_what_a_killed_write_left_is_swept_away(tmp_path: Path) -> None:
     ],
 )
 def test_results_of_another_kind_do_not_go_into_the_same_folder(
-    tmp_path: Path, other: dict[str, str], says: str
+    tmp_path: Path, other: dict[str, Any], says: str
 ) -> None:
     with open_it(tmp_path) as journal:
         journal.write(ENTRY)
-    with pytest.raises(Misuse) as caught, open_it(tmp_path, **other):  # type: ignore[arg-type]
+    with pytest.raises(Misuse) as caught, open_it(tmp_path, **other):
         pass
     assert says in str(caught.value)
 
