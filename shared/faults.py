@@ -1,10 +1,11 @@
 """Points at which a test may kill or stop a process, to see that what is promised holds at that very moment.
 
 None of them does anything unless `MASKLINE_FAULTS_FOLDER` is set, with which only a test environment starts. There, a
-file with the name of a point arms it and says `kill` or `stop`; whoever reaches the point first takes the file away,
-so that it happens once however many processes come by.
+file with the name of a point arms it and says `kill`, `stop` or `hang`; whoever reaches the point first takes the file
+away, so that it happens once however many processes come by.
 """
 
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -19,7 +20,7 @@ POINTS = frozenset(
         "webhook-answered",  # the receiver has the message, no row tells of it
     }
 )  # fmt: skip
-ORDERS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 class _Armory:
@@ -42,4 +43,8 @@ def reach(point: str) -> None:
         (_Armory.folder / point).rename(taken)
     except FileNotFoundError:
         return
-    os.kill(os.getpid(), ORDERS[taken.read_text()])
+    order = taken.read_text()
+    if order == "hang":
+        ctypes.PyDLL(None).pause()  # called so, it keeps the interpreter to itself: no other thread runs any more
+    else:
+        os.kill(os.getpid(), SIGNALS[order])

@@ -4,12 +4,16 @@ The parent only passes messages on and never loads torch; each child builds its 
 """
 
 import multiprocessing
+import os
+import signal
 import sys
+from functools import partial
 from typing import Any
 
 import structlog
 from billiard import current_process
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
+from celery.worker.components import Pool
 
 from shared import faults
 from shared import log as logs
@@ -28,6 +32,27 @@ app.queue_name = ""
 app.draining = multiprocessing.Event()  # made before the fork, so that the parent can tell its children
 app.roster = Roster()  # likewise
 app.process = None
+
+WATCH_SECONDS = 1
+
+
+class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
+    """The parent ends a child without a pulse, and forks another into its place."""
+
+    requires = (Pool,)
+
+    def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
+        # Twice a lease: by then others have for certain what it holds, and it is of no use to anybody.
+        hub.call_repeatedly(WATCH_SECONDS, partial(end_silent, 2 * load_settings().worker.lease_seconds))
+
+
+app.steps["worker"].add(Watch)
+
+
+def end_silent(seconds: float) -> None:
+    for pid in app.roster.find_silent(seconds=seconds):
+        log.error("a process hangs and is ended: another comes in its place", pid=pid, silent_seconds=seconds)
+        os.kill(pid, signal.SIGKILL)
 
 
 @signals.setup_logging.connect

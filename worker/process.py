@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class WorkerProcess:
     sessions: SessionFactory
     roster: Roster
     place: int
+    closing: threading.Event
 
     @classmethod
     def build(cls, settings: Settings, *, queue_name: str, draining: Flag, roster: Roster, place: int) -> Self:
@@ -56,6 +58,8 @@ class WorkerProcess:
             modes=list(settings.worker.modes) if engine else [],
         )  # fmt: skip
         roster.enter(place, row.id)
+        closing = threading.Event()
+        threading.Thread(target=roster.show_pulse, args=(place, closing), name="pulse", daemon=True).start()
         _insist(partial(_enter, sessions, row), draining)
         heart = Heart(
             sessions, worker=row, draining=draining,
@@ -73,8 +77,9 @@ class WorkerProcess:
             sender.start()
         log.info("a worker is ready", queue=queue_name, device=row.device, worker_id=str(row.id))
         return cls(
-            runner=runner, sender=sender, heart=heart, hints=hints, sessions=sessions, roster=roster, place=place
-        )
+            runner=runner, sender=sender, heart=heart, hints=hints, sessions=sessions,
+            roster=roster, place=place, closing=closing,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Leave the database; what is not left, upkeep notices by its silence."""
@@ -83,6 +88,7 @@ class WorkerProcess:
         self.hints.close()
         with self.sessions.begin() as session:
             session.execute(delete(Worker).where(Worker.id == self.heart.worker_id))
+        self.closing.set()
         self.roster.clear(self.place)
         self.sessions.kw["bind"].dispose()
 

@@ -113,9 +113,9 @@ class Service:
         self.query("UPDATE steps SET lease_expires_at = now() WHERE state = 'running' RETURNING id")
 
     @contextmanager
-    def second_worker(self) -> Iterator[None]:
-        """On the same queue, for the length of the block."""
-        environment = app_environment(self.stack.environment())
+    def second_worker(self, **settings: str) -> Iterator[None]:
+        """On the same queue, for the length of the block; `settings` are variables of its own."""
+        environment = {**app_environment(self.stack.environment()), **settings}
         arguments = worker_arguments("gpu", node="second@%h", concurrency=1)
         worker = App("second", home=self.stack.path, arguments=arguments, environment=environment)
         worker.start()

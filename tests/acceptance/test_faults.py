@@ -5,6 +5,7 @@ import signal
 import time
 import uuid
 from functools import partial
+from pathlib import Path
 
 import redis
 
@@ -89,6 +90,23 @@ def test_when_parent_and_child_are_killed_the_end_of_the_lease_gives_the_step_ba
     service.end_leases()
     service.stack.start("gpu0")
     assert service.wait_for(job)["state"] == "succeeded"
+    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+
+
+def test_a_child_that_hangs_with_the_interpreter_to_itself_is_ended_and_its_job_goes_on(
+    service: Service, scene: bytes
+) -> None:
+    """Every thread of its own stands still, also those that could notice; its parent does."""
+    service.stack.stop("gpu0")
+    try:
+        with service.second_worker(MASKLINE_WORKER__LEASE_SECONDS="2"):
+            service.arm("infer-made", "hang")
+            job = service.submit(scene)
+            hanging = service.wait_for_fault("infer-made")
+            assert service.wait_for(job)["state"] == "succeeded"
+            assert not Path(f"/proc/{hanging}").exists()
+    finally:
+        service.stack.start("gpu0")
     assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
 
 

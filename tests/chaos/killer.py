@@ -1,7 +1,8 @@
 """The killer: by a seed it chooses what dies next, of all that runs, and sees how long it takes until work goes on.
 
-Recovery is the time from a kill until every step that the killed processes held is running again or has ended, and for
-what holds none, until a step ends that was not done at the kill.
+Most are killed and started again; some are asked to stop, as a deploy does, and some freeze until others have their
+work, and wake up as zombies. Recovery is the time from the blow until every step that the struck processes held is
+running again or has ended, and for those that held none, until a step ends that was not done before.
 """
 
 import os
@@ -10,10 +11,11 @@ import signal
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from tests.acceptance.conftest import family
 from tests.chaos.system import System
@@ -33,6 +35,17 @@ class Victim:
     """Of a worker: which steps it holds."""
     child: bool = False
     """Only one process of its pool; the parent lives on."""
+    how: Literal["kill", "stop", "freeze"] = "kill"
+
+    def __str__(self) -> str:
+        done = {"kill": "killed", "stop": "stopped", "freeze": "frozen"}[self.how]
+        return f"{'a child of ' if self.child else ''}{self.name} {done}"
+
+    @property
+    def kind(self) -> str:
+        if self.how != "kill":
+            return self.how
+        return "child" if self.child else "worker" if self.queue else "server"
 
 
 VICTIMS = (
@@ -42,6 +55,8 @@ VICTIMS = (
     Victim("gpu0", 2, "gpu"),
     Victim("gpu1", 2, "gpu"),
     Victim("io0", 2, "io"),
+    Victim("gpu1", 1, "gpu", how="stop"),
+    Victim("gpu0", 1, "gpu", child=True, how="freeze"),
     Victim("webhooks0", 1),
     Victim("upkeep", 1),
     Victim("api", 2),
@@ -59,30 +74,34 @@ class Killer:
         self._struck: Counter[str] = Counter()
 
     def strike(self) -> str:
-        """Kill once, start again what nobody else does, and wait until work goes on; says what was done."""
+        """Once, start again what nobody else does, and wait until work goes on; says what was done."""
         victim = self._chance.choices(VICTIMS, [each.weight for each in VICTIMS])[0]
-        what = f"a child of {victim.name}" if victim.child else victim.name
         pids, held = self._find_held(victim) if victim.queue else ([], [])
         done_before = self._count_done()
         began = time.monotonic()
-        if victim.child:
-            for pid in pids[:1]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        else:
-            self._system.stack.kill(victim.name)
-        with ThreadPoolExecutor(1) as starting:
-            if not victim.child:
-                started = starting.submit(self._system.stack.start, victim.name)
-            self._wait(lambda: self._goes_on(held) if held else self._count_done() > done_before, what)
+        with self._blow(victim, pids[:1]):
+            self._wait(lambda: self._goes_on(held) if held else self._count_done() > done_before, str(victim))
             seconds = time.monotonic() - began
-            if not victim.child:
-                started.result()
-        kind = "child" if victim.child else "worker" if victim.queue else "server"
-        self._struck[what] += 1
-        self._seconds[kind].append(seconds)
+        self._struck[str(victim)] += 1
+        self._seconds[victim.kind].append(seconds)
         time.sleep(self._chance.uniform(0, LONGEST_PAUSE_SECONDS))
-        return f"{what}, which held {len(held)}, and work went on after {seconds:.2f} s"
+        return f"{victim}, which held {len(held)}, and work went on after {seconds:.2f} s"
+
+    @contextmanager
+    def _blow(self, victim: Victim, pids: Sequence[int]) -> Iterator[None]:
+        """All is as it was after the block, if not before."""
+        if victim.child:
+            _send(signal.SIGKILL if victim.how == "kill" else signal.SIGSTOP, pids)
+            yield
+            _send(signal.SIGCONT, pids)
+            return
+        stack = self._system.stack
+        end = stack.stop if victim.how == "stop" else stack.kill
+        with ThreadPoolExecutor(1) as restarting:
+            end(victim.name)
+            started = restarting.submit(stack.start, victim.name)
+            yield
+            started.result()
 
     def figures(self) -> dict[str, object]:
         every = [each for seconds in self._seconds.values() for each in seconds]
@@ -133,6 +152,12 @@ class Killer:
             if time.monotonic() > deadline:
                 raise AssertionError(f"nothing went on for {RECOVERY_SECONDS} s after {what} was killed")
             time.sleep(POLL_SECONDS)
+
+
+def _send(order: signal.Signals, pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, order)
 
 
 def _percentile(seconds: Sequence[float], percent: int) -> float | None:

@@ -189,3 +189,21 @@ def test_a_parent_finds_its_dead_and_none_that_lives_or_left() -> None:
     finally:
         for pid in pids[1:]:
             bury(pid)
+
+
+def test_a_parent_finds_who_has_no_pulse_and_neither_the_lively_nor_the_dead() -> None:
+    roster, lively, hanging, dead = Roster(), create_id(), create_id(), create_id()
+
+    def live() -> None:
+        roster.enter(0, lively)
+        roster.show_pulse(0, threading.Event())
+
+    pids = [fork(live), fork(lambda: roster.enter(1, hanging)), fork(lambda: roster.enter(2, dead))]
+    wait_until(lambda: all(roster.find(place) for place in range(3)))
+    bury(pids[2])
+    try:
+        wait_until(lambda: roster.find_silent(seconds=2))
+        assert roster.find_silent(seconds=2) == [pids[1]]
+    finally:
+        for pid in pids[:2]:
+            bury(pid)

@@ -1,0 +1,12 @@
+"""`make chaos`, shortened: everything that runs is killed, again and again, under a load."""
+
+from tests.chaos.run import run
+
+KILLS = 20
+
+
+def test_twenty_kills_of_whatever_runs_lose_nothing_and_do_nothing_twice() -> None:
+    verdict = run(kills=KILLS, seed=1, say=print)
+    assert verdict.is_clean, verdict.figures
+    assert verdict.figures["orphans_beyond_policy"] == 0
+    assert verdict.figures["jobs_accepted"] > KILLS
