@@ -58,7 +58,11 @@ def attempt_prefix(tenant_id: uuid.UUID, job_id: uuid.UUID, *, ordinal: int, att
 
 
 def upload_key(tenant_id: uuid.UUID, upload_id: uuid.UUID) -> str:
-    return f"tenants/{tenant_id}/uploads/{upload_id}"
+    return f"{uploads_prefix(tenant_id)}{upload_id}"
+
+
+def uploads_prefix(tenant_id: uuid.UUID) -> str:
+    return f"tenants/{tenant_id}/uploads/"
 
 
 class Storage:
