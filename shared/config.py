@@ -153,8 +153,8 @@ class Upkeep(Group):
     worker_gone_seconds: Seconds = 60
     sweep_seconds: Seconds = 6 * 3600
     """How often all that a tenant has in the storage is compared with what the database knows."""
-    sweep_grace_seconds: float = Field(default=86400, ge=60)
-    """How old must be what nothing names, before it is removed; no file waits so long for its row."""
+    sweep_grace_seconds: float = Field(default=86400, ge=600)
+    """How old must be what nothing names, before it is removed. No file waits so long for its row."""
 
 
 class Webhooks(Group):

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, case, func, or_, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session
 
 from shared.config import Jobs
@@ -71,13 +71,13 @@ def hold_uploads(session: Session, upload_ids: Collection[uuid.UUID]) -> None:
 
 
 def is_over() -> ColumnElement[bool]:
-    """Of an upload: no unfinished job reads it, and it was deleted, or nobody may name it or try again with it."""
+    """Of an upload: nobody may name it any more, no unfinished job reads it, and unless it was deleted, no job that has
+    ended may be tried again with it."""
     reading = Job.state.in_([JobState.QUEUED, JobState.RUNNING])
     promised = Job.deleted_at.is_(None) & (Job.source_expires_at > func.now())
     of_it = select(Job.id).where(Job.upload_id == Upload.id)
-    return ~of_it.where(reading).exists() & or_(
-        Upload.deleted_at.is_not(None), (Upload.expires_at < func.now()) & ~of_it.where(promised).exists()
-    )
+    wanted = of_it.where(reading).exists() | (Upload.deleted_at.is_(None) & of_it.where(promised).exists())
+    return (Upload.expires_at < func.now()) & ~wanted
 
 
 def _lasts(job: Job, now: datetime) -> bool:
