@@ -61,9 +61,9 @@ class Sweep:
                     tenant = session.scalar(select(Tenant).where(due).order_by(*first).limit(1))
                 if tenant is None:
                     return
-                self._sweep_tenant(tenant)
+                self.sweep_tenant(tenant)
 
-    def _sweep_tenant(self, tenant: Tenant) -> None:
+    def sweep_tenant(self, tenant: Tenant) -> None:
         if tenant.swept_to is None:
             self._end_begun(tenant.id)
             self._forget_progress(tenant.id)

@@ -101,7 +101,7 @@ def test_an_object_of_another_bucket_becomes_a_mask(
     accepted = submit_source({"s3": f"s3://{bucket}/a folder/a.png"}).json()
     location = f"s3://{bucket}/a folder/a.png"
     assert (accepted["kind"], accepted["source"]) == (
-        None, {"filename": "a.png", "size_bytes": None, "location": location},
+        None, {"filename": "a.png", "size_bytes": None, "location": location, "expires_at": None},
     )  # fmt: skip
     run(workbench)
     done = api.get(accepted["links"]["self"]).json()
