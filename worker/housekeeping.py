@@ -120,7 +120,6 @@ class Housekeeping:
         over = or_(Job.deleted_at.is_not(None), Job.expires_at < func.now()) & ~_running()
         rows = self._look(select(Job).where(over).with_for_update(key_share=True, skip_locked=True))
         done = self._delete_files({job.id: job_prefix(job.tenant_id, job.id) for job in rows})
-        faults.reach("files-purged")
         ids = sorted(done.gone)
         for belonging in (JobEvent, Step):
             while self._write(partial(_delete_some, belonging, ids)):
@@ -145,7 +144,6 @@ class Housekeeping:
         rows = self._look(select(Job).where(*over).with_for_update(key_share=True, skip_locked=True))
         own = {job.id: job.source["key"] for job in rows if _is_own(job)}
         done = self._delete_files(own)
-        faults.reach("files-purged")
         removed = [job.id for job in rows if job.id in done.gone or job.id not in own]
         named = [job.upload_id for job in rows if job.id in removed and job.upload_id is not None]
         early = update(Upload).where(Upload.id.in_(named), Upload.expires_at > func.now())
@@ -164,7 +162,6 @@ class Housekeeping:
             # Looked at again: a job may have named one after the first look, and let go of it before it was locked.
             rows = session.scalars(select(Upload).where(Upload.id.in_(locked), over)).all()
         done = self._delete_files({upload.id: upload.storage_key for upload in rows})
-        faults.reach("files-purged")
         with self.sessions.begin() as session:
             session.execute(delete(Upload).where(Upload.id.in_(done.gone)))
         done.tell()
@@ -201,6 +198,8 @@ class Housekeeping:
                 done.errors.append(error)
             else:
                 raise error
+        if done.gone:
+            faults.reach("files-purged")
         return done
 
 
