@@ -106,7 +106,9 @@ def test_an_object_of_another_bucket_becomes_a_mask(
     run(workbench)
     done = api.get(accepted["links"]["self"]).json()
     assert (done["state"], done["kind"]) == ("succeeded", "image")
-    assert done["source"] == {"filename": "a.png", "size_bytes": len(small_image()), "location": location}
+    assert done["source"] == {
+        "filename": "a.png", "size_bytes": len(small_image()), "location": location, "expires_at": None,
+    }  # fmt: skip
     assert [step.kind for step in read_steps(sessions, read_only(sessions, Job))] == [StepKind.FETCH, StepKind.INFER]
     source = api.get(done["links"]["result"]).json()["source"]
     assert (source["location"], source["width"], source["height"]) == (location, 48, 32)
