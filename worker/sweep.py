@@ -155,7 +155,8 @@ class Sweep:
         if left and job.manifest_key:
             try:
                 manifest = json.loads(self.storage.read(job.manifest_key, limit_bytes=MANIFEST_BYTES))
-            except SourceMissing:  # the job is just being removed, with all that it has
+            except (SourceMissing, ValueError) as error:  # it may be just being removed, with all that it has
+                log.warning("a manifest could not be read", key=job.manifest_key, error=type(error).__name__)
                 return []
             named |= _collect(manifest, job_prefix(tenant_id, job.id))
         return [key for key in left if key not in named]

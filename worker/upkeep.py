@@ -89,13 +89,15 @@ class Upkeep:
 
 
 def run_until(stopping: threading.Event, chores: Sequence[Callable[[], None]], *, period_seconds: float) -> None:
-    """Each chore in turn, again and again; one that fails is tried again in the next round."""
+    """Each chore in turn, again and again; one that fails, however it does, is tried again in the next round."""
     while not stopping.wait(period_seconds):
         for chore in chores:
             try:
                 chore()
             except (SQLAlchemyError, MasklineError) as error:
                 log.warning("a chore could not be done", chore=chore.__name__, error=str(error))
+            except Exception:  # the others have nothing to do with it
+                log.exception("a chore met an error nobody expected", chore=chore.__name__)
 
 
 def main() -> None:

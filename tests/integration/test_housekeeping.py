@@ -1,6 +1,7 @@
 """What is over, or was deleted, goes with its files; doing it again, or going on after a death, changes nothing."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import httpx2
@@ -163,6 +164,29 @@ def test_a_death_between_the_files_and_the_row_is_made_good_by_the_next_round(
     assert (files(storage, finished), count_rows(sessions, Job)) == ([], 1)
     housekeeping.purge_jobs()
     assert count_rows(sessions, Job) == 0
+
+
+def test_several_at_once_remove_everything_and_meet_no_trouble(
+    housekeeping: Housekeeping, sessions: SessionFactory, submit_batch: Submit, api: TestClient, storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(chores, "AT_ONCE", 3)
+    batch = submit_batch(12).json()
+    api.post(batch["links"]["cancel"])
+    with sessions.begin() as session:
+        for column in ("expires_at", "source_expires_at"):
+            make_late(session, "jobs", column)
+        make_late(session, "uploads", "expires_at")
+
+    def keep_house(_: int) -> None:
+        housekeeping.purge_jobs()
+        housekeeping.purge_uploads()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(keep_house, range(4)))
+    housekeeping.purge_uploads()
+    assert [count_rows(sessions, table) for table in (Job, Batch, Upload)] == [0, 0, 0]
+    assert storage.list_keys("") == []
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

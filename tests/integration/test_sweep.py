@@ -222,6 +222,19 @@ def test_what_any_row_or_manifest_names_stays_whichever_attempt_stored_it(
     assert read_job(sessions, job).state == JobState.SUCCEEDED
 
 
+@pytest.mark.parametrize("manifest", [None, b"", b'{"files": ['])
+def test_nothing_goes_of_a_job_whose_manifest_cannot_be_read(
+    sweep: Sweep, sessions: SessionFactory, storage: Storage, job_in: MakeJob, put: Callable[..., str],
+    manifest: bytes | None,
+) -> None:  # fmt: skip
+    job = job_in(JobState.SUCCEEDED)
+    if manifest is not None:
+        storage.put(job.manifest_key or "", manifest, content_type="application/json")
+    left = put(f"{attempt_prefix(job.tenant_id, job.id, ordinal=0, attempt=7)}mask.png")
+    once(sweep, sessions)
+    assert left in storage.list_keys("")
+
+
 def test_an_upload_stays_in_bytes_and_parts_for_as_long_as_its_row(
     sweep: Sweep, sessions: SessionFactory, storage: Storage, api: TestClient, settings: Settings,
     put_upload: Callable[..., str],

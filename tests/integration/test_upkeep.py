@@ -167,8 +167,9 @@ def test_the_sender_is_woken_while_news_are_due(
 # --- the round -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("error", [StorageUnavailable("the storage cannot be reached"), ZeroDivisionError()])
 def test_a_chore_that_fails_does_not_stop_the_others(
-    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim
+    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim, error: Exception
 ) -> None:
     job = make_job()
     claim()
@@ -177,7 +178,7 @@ def test_a_chore_that_fails_does_not_stop_the_others(
     stopping = threading.Event()
 
     def fail() -> None:
-        raise StorageUnavailable("the storage cannot be reached")
+        raise error
 
     run_until(stopping, (fail, upkeep.reap_lost_steps, stopping.set), period_seconds=0.01)
     assert read_steps(sessions, job)[0].state == StepState.QUEUED
