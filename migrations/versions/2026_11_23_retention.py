@@ -8,6 +8,7 @@ from alembic import op
 
 revision = "5c81e07d3b92"
 down_revision = "1d94b6e2f07a"
+phase = "expand"
 
 _MOMENT = sa.DateTime(timezone=True)
 
