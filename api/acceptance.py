@@ -3,6 +3,8 @@
 A death before the commit leaves nothing that a reader sees; after it, upkeep sends the hints.
 """
 
+import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from api import idempotency
@@ -11,7 +13,7 @@ from api.idempotency import Hold
 from api.schemas import NewBatch
 from api.sources import Source, list_prefix, look_at, look_at_items, store_file
 from api.submissions import SentFile, Submission
-from shared import faults, lifecycle, tally
+from shared import faults, lifecycle, retention, tally
 from shared.config import Jobs
 from shared.contract import Batch, Job, describe_batch, describe_job
 from shared.models import Batch as BatchRow
@@ -33,9 +35,10 @@ def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hol
     row = JobRow(
         id=job_id, tenant_id=tenant.id, mode=wanted.mode, options=wanted.options.model_dump(mode="json"),
         details=wanted.metadata, priority=wanted.priority, webhook_url=wanted.webhook_url,
-        **_describe_source(source), **_describe_limits(resources.settings.jobs),
+        **_describe_source(source), **_describe_limits(resources.settings.jobs, tenant),
     )  # fmt: skip
     with resources.sessions.begin() as session:
+        retention.hold_uploads(session, _name_uploads([source]))
         [step] = lifecycle.submit(session, row, steps=[FIRST_STEPS[source.kind]])
         if hold is not None:
             idempotency.settle(session, hold, job_id=job_id)
@@ -66,11 +69,12 @@ def accept_batch(resources: Resources, tenant: Tenant, wanted: NewBatch, hold: H
         JobRow(
             id=create_id(), tenant_id=tenant.id, batch_id=row.id, mode=wanted.mode, options=options,
             details=told, priority=wanted.priority,
-            **_describe_source(source), **_describe_limits(resources.settings.jobs),
+            **_describe_source(source), **_describe_limits(resources.settings.jobs, tenant),
         )
         for told, source in zip(details, sources, strict=True)
     ]  # fmt: skip
     with resources.sessions.begin() as session:
+        retention.hold_uploads(session, _name_uploads(sources))
         session.add(row)
         session.flush()
         first_steps = [[FIRST_STEPS[source.kind]] for source in sources]
@@ -84,13 +88,19 @@ def accept_batch(resources: Resources, tenant: Tenant, wanted: NewBatch, hold: H
     return batch
 
 
+def _name_uploads(sources: Sequence[Source]) -> set[uuid.UUID]:
+    return {each.upload_id for each in sources if each.upload_id is not None}
+
+
 def _describe_source(source: Source) -> dict[str, Any]:
     return {"kind": source.kind, "upload_id": source.upload_id, "source": source.place}
 
 
-def _describe_limits(limits: Jobs) -> dict[str, float]:
+def _describe_limits(limits: Jobs, tenant: Tenant) -> dict[str, float | None]:
+    policy = retention.read_policy(tenant, limits)
     return {
         "start_deadline_seconds": limits.start_deadline_seconds,
         "run_timeout_seconds": limits.run_timeout_seconds,
-        "keep_seconds": limits.keep_seconds,
+        "keep_seconds": policy.results_seconds,
+        "keep_source_seconds": policy.sources_seconds,
     }

@@ -51,6 +51,7 @@ STATUS: dict[type[MasklineError], int] = {
     errors.UploadLost: 409,
     errors.SourceMissing: 404,
     errors.SourceChanged: 409,
+    errors.SourceRemoved: 409,
     errors.SourceForbidden: 403,
     errors.KindMismatch: 422,
     errors.EndpointExists: 409,

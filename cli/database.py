@@ -1,4 +1,4 @@
-"""The commands that work on the database itself: migrate, keys create. They need its address alone, no service."""
+"""The commands that work on the database itself: migrate, keys, tenants. They need its address alone, no service."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.failures import Failure
+from cli.failures import Failure, Misuse
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from shared.config import Database
 
 app = typer.Typer(rich_markup_mode=None)
 keys = typer.Typer(rich_markup_mode=None, help="API keys.")
+tenants = typer.Typer(rich_markup_mode=None, help="Tenants, and how long their files are kept.")
+
+UNITS = {"m": 60, "h": 3600, "d": 86400}
+DEFAULT = "default"
 
 
 @app.command(epilog="Example: maskline migrate")
@@ -37,21 +43,88 @@ def create(
 
     It works on the database itself. This is the only time that the key can be seen.
     """
-    with _open_database() as database:
+    with _open_session() as session:
         from sqlalchemy import select
 
-        from shared import db, tenants
         from shared.models import Tenant
+        from shared.tenants import create_key, create_tenant
+
+        found = session.scalar(select(Tenant).where(Tenant.name == tenant))
+        owner = found or create_tenant(session, tenant)
+        key = create_key(session, owner.id, name=name)
+    print(key)
+
+
+@tenants.command("list", epilog="Example: maskline tenants list")
+def list_tenants() -> None:
+    """List the tenants and how long what they send and get is kept."""
+    with _open_session() as session:
+        from sqlalchemy import select
+
+        from shared.models import Tenant
+
+        rows = list(session.scalars(select(Tenant).order_by(Tenant.name)))
+    for row in rows:
+        results, sources = _say(row.keep_results_seconds), _say(row.keep_sources_seconds)
+        print(f"{row.name}\tresults {results}\tsources {sources}")
+
+
+@tenants.command(epilog="Example: maskline tenants keep acme --results 90d --sources 12h")
+def keep(
+    name: Annotated[str, typer.Argument(metavar="TENANT")],
+    results: Annotated[str | None, typer.Option(metavar="TIME", help="Of a job and its result, after its end.")] = None,
+    sources: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of what was uploaded, sent or fetched; never longer than those.")
+    ] = None,
+) -> None:
+    """Say how long the files of a tenant are kept.
+
+    A TIME is like 90m, 12h or 30d, or `default` for what the service's settings say. It holds for jobs that are
+    submitted from now on; each of them states when it goes.
+    """
+    wanted = {"keep_results_seconds": results, "keep_sources_seconds": sources}
+    values = {column: _parse_time(told) for column, told in wanted.items() if told is not None}
+    if not values:
+        raise Misuse("say --results, --sources or both")
+    with _open_session() as session:
+        from sqlalchemy import update
+
+        from shared.models import Tenant
+
+        changed = session.scalar(update(Tenant).where(Tenant.name == name).values(values).returning(Tenant.id))
+    if changed is None:
+        raise Failure(f"there is no tenant {name}: `maskline tenants list` shows those there are")
+
+
+def _parse_time(told: str) -> float | None:
+    """Seconds; None for the default."""
+    if told == DEFAULT:
+        return None
+    number, unit = told[:-1], told[-1:]
+    if not number.isdecimal() or not number.isascii() or int(number) == 0 or unit not in UNITS or len(number) > 6:
+        raise Misuse(f"{told} is no time: give one like 90m, 12h or 30d, or {DEFAULT}")
+    return float(int(number) * UNITS[unit])
+
+
+def _say(seconds: float | None) -> str:
+    if seconds is None:
+        return DEFAULT
+    unit = next((unit for unit in reversed(UNITS) if seconds % UNITS[unit] == 0), None)
+    return f"{seconds / UNITS[unit]:.0f}{unit}" if unit else f"{seconds:g}s"
+
+
+@contextmanager
+def _open_session() -> Iterator["Session"]:
+    """One transaction, committed at the end of the block."""
+    with _open_database() as database:
+        from shared import db
 
         sessions = db.create_session_factory(database)
         try:
             with sessions.begin() as session:
-                found = session.scalar(select(Tenant).where(Tenant.name == tenant))
-                owner = found or tenants.create_tenant(session, tenant)
-                key = tenants.create_key(session, owner.id, name=name)
+                yield session
         finally:
             sessions.kw["bind"].dispose()
-    print(key)
 
 
 @contextmanager

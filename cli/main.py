@@ -122,6 +122,7 @@ app.add_typer(segment.app)
 app.add_typer(evaluate.app)
 app.add_typer(database.app)
 app.add_typer(database.keys, name="keys")
+app.add_typer(database.tenants, name="tenants")
 app.add_typer(models.app, name="models")
 
 

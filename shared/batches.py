@@ -9,6 +9,7 @@ from shared import lifecycle
 from shared.db import SessionFactory
 from shared.models import Job, JobState, Step
 
+_ENDED = [state for state in JobState if state.is_terminal]
 CANCELED_AT_ONCE = 500
 """Few enough that a running job's heartbeat waits for none of it."""
 
@@ -38,6 +39,19 @@ def cancel(sessions: SessionFactory, batch_id: uuid.UUID) -> None:
         if len(ids) < CANCELED_AT_ONCE:
             return
         last = ids[-1]
+
+
+def delete_jobs(sessions: SessionFactory, batch_id: uuid.UUID) -> None:
+    """Cancel every job that has not ended, and delete every one that has; those that run end when their workers hear
+    of it, and asking again deletes them then."""
+    cancel(sessions, batch_id)
+    while True:
+        with sessions.begin() as session:
+            ended = Job.batch_id == batch_id, Job.deleted_at.is_(None), Job.state.in_(_ENDED)
+            ids = list(session.scalars(select(Job.id).where(*ended).limit(CANCELED_AT_ONCE)))
+            lifecycle.delete_jobs(session, ids)
+        if len(ids) < CANCELED_AT_ONCE:
+            return
 
 
 def retry_failed(session: Session, batch_id: uuid.UUID) -> list[Step]:

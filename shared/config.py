@@ -96,6 +96,9 @@ class Jobs(Group):
     start_deadline_seconds: Seconds = 86400
     run_timeout_seconds: Seconds = 6 * 3600
     keep_seconds: Seconds = 30 * 86400
+    """How long a job and its result are kept after its end, for tenants that have no rule of their own."""
+    keep_sources_seconds: Seconds | None = None
+    """The same of sources: uploads, files of forms and what was fetched. None: as long as the results."""
     lost_attempts: int = Field(default=3, ge=1)
     """A step whose worker vanished this often fails with `worker_lost`."""
     failed_attempts: int = Field(default=5, ge=1)
@@ -148,6 +151,10 @@ class Fetch(Group):
 class Upkeep(Group):
     period_seconds: Seconds = 2
     worker_gone_seconds: Seconds = 60
+    sweep_seconds: Seconds = 6 * 3600
+    """How often all that a tenant has in the storage is compared with what the database knows."""
+    sweep_grace_seconds: float = Field(default=86400, ge=600)
+    """How old must be what nothing names, before it is removed. No file waits so long for its row."""
 
 
 class Webhooks(Group):

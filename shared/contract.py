@@ -157,6 +157,10 @@ class Source(Wire):
     location: str | None = Field(
         description="Where it was fetched from, a URL without its query; null for a file that was sent or uploaded."
     )
+    expires_at: datetime | None = Field(
+        description="When the service removes its copy, after which the job cannot be retried; null until the job has "
+        "ended, and for a source that is read where it lies."
+    )
 
 
 class Job(Wire):
@@ -176,7 +180,7 @@ class Job(Wire):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    expires_at: datetime | None
+    expires_at: datetime | None = Field(description="When the job goes with its result; null until it has ended.")
     timing: Timing
     model: Model | None
     error: Failure | None
@@ -269,7 +273,10 @@ def describe_job(row: models.Job, *, queue_position: int | None = None) -> Job:
             "state": row.state,
             "mode": row.mode,
             "kind": row.kind,
-            "source": {name: row.source.get(name) for name in Source.model_fields},
+            "source": {
+                **{name: row.source.get(name) for name in ("filename", "size_bytes", "location")},
+                "expires_at": row.source_expires_at,
+            },
             "options": row.options,
             "metadata": row.details,
             "priority": row.priority,

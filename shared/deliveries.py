@@ -224,15 +224,17 @@ def end_of_disabled(session: Session) -> int:
     return len(ended.all())
 
 
-def forget(session: Session, *, keep_seconds: float) -> None:
-    """Drop some of the deliveries that ended long ago."""
+def forget(session: Session, *, keep_seconds: float) -> bool:
+    """Drop some of the deliveries that ended long ago; whether there may be more."""
     old = WebhookDelivery.finished_at < func.now() - timedelta(seconds=keep_seconds)
     some = select(WebhookDelivery.id).where(old).order_by(WebhookDelivery.finished_at).limit(ENDED_AT_ONCE)
-    session.execute(
+    dropped = session.scalars(
         delete(WebhookDelivery)
         .where(WebhookDelivery.id.in_(some.with_for_update(skip_locked=True).scalar_subquery()))
+        .returning(WebhookDelivery.id)
         .execution_options(synchronize_session=False)
     )
+    return len(dropped.all()) == ENDED_AT_ONCE
 
 
 def _take(row: WebhookDelivery, secret: str, endpoint: WebhookEndpoint | None, *, now: datetime) -> DueDelivery:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared import webhooks
@@ -16,6 +16,7 @@ from shared.errors import EndpointDisabled, EndpointExists, NotFound, TooManyEnd
 from shared.models import Tenant, WebhookDelivery, WebhookEndpoint
 
 FAILING_SECONDS = 5 * 86400  # without one success, and an endpoint is disabled
+FORGOTTEN_AT_ONCE = 1000  # deliveries, each with up to twenty lines of a log
 OLD_SECRETS = 3  # that sign along at most, however often a rotation is asked for
 
 Reason = Literal["asked", "gone", "failing"]
@@ -40,13 +41,14 @@ def register(
 
 def find_all(session: Session, tenant_id: uuid.UUID) -> list[WebhookEndpoint]:
     """The newest first."""
-    wanted = select(WebhookEndpoint).where(WebhookEndpoint.tenant_id == tenant_id)
+    wanted = select(WebhookEndpoint).where(WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.deleted_at.is_(None))
     return list(session.scalars(wanted.order_by(WebhookEndpoint.created_at.desc(), WebhookEndpoint.id.desc())))
 
 
 def find(session: Session, tenant_id: uuid.UUID, endpoint_id: uuid.UUID, *, locked: bool = False) -> WebhookEndpoint:
     """Raises NotFound, for another tenant's too."""
-    wanted = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.tenant_id == tenant_id)
+    mine = WebhookEndpoint.id == endpoint_id, WebhookEndpoint.tenant_id == tenant_id
+    wanted = select(WebhookEndpoint).where(*mine, WebhookEndpoint.deleted_at.is_(None))
     # Not the stronger lock: news of jobs refer to the row, and their ends do not wait for it.
     row = session.scalar(wanted.with_for_update(key_share=True) if locked else wanted)
     if row is None:
@@ -56,7 +58,7 @@ def find(session: Session, tenant_id: uuid.UUID, endpoint_id: uuid.UUID, *, lock
 
 def lock(session: Session, endpoint_id: uuid.UUID) -> WebhookEndpoint | None:
     """None when it was deleted."""
-    wanted = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id)
+    wanted = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.deleted_at.is_(None))
     return session.scalar(wanted.with_for_update(key_share=True).execution_options(populate_existing=True))
 
 
@@ -80,6 +82,37 @@ def change(
         row.disabled_at, row.disabled_reason = func.now(), "asked"
     session.flush()
     return row
+
+
+def remove(session: Session, tenant_id: uuid.UUID, endpoint_id: uuid.UUID) -> None:
+    """It is gone for every reader at once, and nothing more is sent to it. Raises NotFound.
+
+    What was ever sent to it may be more than one statement can delete: `forget_deleted` does so in slices.
+    """
+    row = find(session, tenant_id, endpoint_id, locked=True)
+    row.deleted_at = func.now()
+    if row.disabled_at is None:
+        row.disabled_at, row.disabled_reason = func.now(), "asked"
+    session.flush()
+
+
+def forget_deleted(session: Session) -> bool:
+    """Drop some of the deliveries to endpoints that were deleted, or such an endpoint after the last of its own;
+    whether there may be more."""
+    gone = WebhookEndpoint.deleted_at.is_not(None)
+    endpoint_id = session.scalar(select(WebhookEndpoint.id).where(gone).order_by(WebhookEndpoint.id).limit(1))
+    if endpoint_id is None:
+        return False
+    some = select(WebhookDelivery.id).where(WebhookDelivery.endpoint_id == endpoint_id).limit(FORGOTTEN_AT_ONCE)
+    dropped = session.scalars(
+        delete(WebhookDelivery)
+        .where(WebhookDelivery.id.in_(some.scalar_subquery()))
+        .returning(WebhookDelivery.id)
+        .execution_options(synchronize_session=False)
+    )
+    if not dropped.all():
+        session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id))
+    return True
 
 
 def rotate(session: Session, tenant_id: uuid.UUID, endpoint_id: uuid.UUID, *, grace_seconds: float) -> WebhookEndpoint:

@@ -60,6 +60,12 @@ class SourceMissing(MasklineError):
     code = "source_missing"
 
 
+class SourceRemoved(MasklineError):
+    """It was kept for as long as the job had said, or its upload was deleted."""
+
+    code = "source_removed"
+
+
 class SourceForbidden(MasklineError):
     """A place that the service does not read, or not for this tenant."""
 

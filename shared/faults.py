@@ -17,6 +17,7 @@ POINTS = frozenset(
         "fetch-made", "probe-made", "infer-made", "finalize-made",  # a step's files are stored, no row tells of them
         "manifest-unwritten",  # all other files of a result are stored
         "outcome-committed",  # a step has ended, nobody has been woken for what follows
+        "files-purged",  # of what is over, its rows are there yet
         "webhook-answered",  # the receiver has the message, no row tells of it
     }
 )  # fmt: skip

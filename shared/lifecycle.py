@@ -16,9 +16,9 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, func, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from shared import locks, queue, tally, webhooks
+from shared import locks, queue, retention, tally, webhooks
 from shared.contract import Failure
-from shared.errors import InvalidTransition, JobActive, LeaseLost
+from shared.errors import InvalidTransition, JobActive, LeaseLost, SourceRemoved
 from shared.locks import Lease
 from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState, create_id
 
@@ -71,6 +71,7 @@ def move_jobs(session: Session, job_ids: Collection[uuid.UUID], to: JobState, **
     sources = [state for state, targets in JOB_MOVES.items() if to in targets]
     if to.is_terminal:
         values |= {"finished_at": func.now(), "expires_at": func.now() + _interval(Job.keep_seconds)}
+        values |= {"source_expires_at": func.now() + retention.keep_source()}
         values |= {"ends": Job.ends + 1}
     moved = list(
         session.scalars(
@@ -166,22 +167,26 @@ def request_cancels(session: Session, job_ids: Collection[uuid.UUID]) -> None:
 def retry(session: Session, job_id: uuid.UUID) -> tuple[Job, list[Step]]:
     """The same job again with its finished steps kept, and the steps that are queued once more.
 
-    Raises InvalidTransition unless the job ended without a result.
+    Raises InvalidTransition unless the job ended without a result; SourceRemoved.
     """
     jobs, woken = retry_all(session, [job_id])
-    if not jobs:
-        raise InvalidTransition("the job has not ended, or has a result")
-    return jobs[0], woken
+    if jobs:
+        return jobs[0], woken
+    if JobState.QUEUED in JOB_MOVES[locks.lock_shown_job(session, job_id).state]:
+        raise SourceRemoved("the source of this job was kept for as long as the job says; submit it anew")
+    raise InvalidTransition("the job has not ended, or has a result")
 
 
 def retry_all(session: Session, job_ids: Collection[uuid.UUID]) -> tuple[list[Job], list[Step]]:
-    """As `retry`, of many; those that have not ended, or have a result, stay as they are."""
+    """As `retry`, of many; those that have not ended, have a result or no source any more, stay as they are."""
+    uploads = locks.lock_uploads(session, job_ids)
     steps = locks.lock_steps(session, *job_ids)
-    locks.lock_jobs(session, job_ids)
+    readable = retention.find_readable(session, locks.lock_jobs(session, job_ids), uploads)
     jobs = move_jobs(
-        session, job_ids, JobState.QUEUED,
+        session, readable, JobState.QUEUED,
         queued_at=func.now(), start_by=func.now() + _interval(Job.start_deadline_seconds), started_at=None,
-        stop_by=None, finished_at=None, expires_at=None, cancel_requested_at=None, error=None, stage=None,
+        stop_by=None, finished_at=None, expires_at=None, source_expires_at=None, cancel_requested_at=None, error=None,
+        stage=None,
     )  # fmt: skip
     moved = {job.id for job in jobs}
     stopped = [
@@ -200,6 +205,14 @@ def delete_job(session: Session, job_id: uuid.UUID) -> None:
     if not job.state.is_terminal:
         raise JobActive(f"the job is {job.state}; cancel it first")
     job.deleted_at = func.now()
+    session.flush()
+
+
+def delete_jobs(session: Session, job_ids: Collection[uuid.UUID]) -> None:
+    """As `delete_job`, of many; those that have not ended stay."""
+    for job in locks.lock_jobs(session, job_ids):
+        if job.state.is_terminal and job.deleted_at is None:
+            job.deleted_at = func.now()
     session.flush()
 
 

@@ -1,4 +1,5 @@
 """Rows locked for a move: always the steps, then their jobs, then a batch, so that no two moves wait for each other.
+Uploads, where they matter, come before all of these.
 
 Whoever moves several jobs locks the steps of all, then all the jobs, and only then moves the first of them: the end of
 a job writes to its batch.
@@ -12,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.errors import LeaseLost, NotFound
-from shared.models import Job, Step, StepState
+from shared.models import Job, Step, StepState, Upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,13 @@ def lock_running_step(session: Session, lease: Lease) -> Step:
 def lock_steps(session: Session, *job_ids: uuid.UUID) -> list[Step]:
     locked = select(Step).where(Step.job_id.in_(job_ids)).order_by(Step.job_id, Step.ordinal).with_for_update()
     return list(session.scalars(locked.execution_options(populate_existing=True)))
+
+
+def lock_uploads(session: Session, job_ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    """The uploads that these jobs read and nobody deleted; none of them goes before the transaction ends."""
+    read = select(Job.upload_id).where(Job.id.in_(job_ids), Job.upload_id.is_not(None))
+    kept = select(Upload.id).where(Upload.id.in_(read.scalar_subquery()), Upload.deleted_at.is_(None))
+    return set(session.scalars(kept.order_by(Upload.id).with_for_update(read=True, key_share=True)))
 
 
 def lock_jobs(session: Session, job_ids: Collection[uuid.UUID]) -> list[Job]:

@@ -106,6 +106,13 @@ class Tenant(Base):
     webhook_secret: Mapped[str]
     """Signs callbacks to the URL a job names itself; registered endpoints have secrets of their own."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    keep_results_seconds: Mapped[float | None]
+    """Of its jobs, after their end; none is what the settings say, as for the sources."""
+    keep_sources_seconds: Mapped[float | None]
+    swept_at: Mapped[datetime | None]
+    """When all that it has in the storage was last compared with what is known here."""
+    swept_to: Mapped[str | None]
+    """How far a comparison that is not done yet has come: the last key."""
 
 
 class ApiKey(Base):
@@ -142,6 +149,8 @@ class Upload(Base):
     """What the storage calls the upload of the parts."""
     completed_at: Mapped[datetime | None]
     expires_at: Mapped[datetime] = mapped_column(index=True)
+    """After this no job may name it; its bytes stay for those that have, see `shared/retention.py`."""
+    deleted_at: Mapped[datetime | None]
 
 
 class Batch(Base):
@@ -163,8 +172,12 @@ class Batch(Base):
     opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """Its creation, or when a retry reopened it last; speed is measured from then on."""
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_batches_newest", "tenant_id", text("created_at DESC"), text("id DESC")),)
+    __table_args__ = (
+        Index("ix_batches_newest", "tenant_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_batches_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
 
 
 class Job(Base):
@@ -209,9 +222,14 @@ class Job(Base):
     start_deadline_seconds: Mapped[float]
     run_timeout_seconds: Mapped[float]
     keep_seconds: Mapped[float]
+    keep_source_seconds: Mapped[float | None]
+    """None, or more than `keep_seconds`: its source goes with its result."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
+    source_expires_at: Mapped[datetime | None]
+    """When our copy of its source goes: none until it has ended, and where there is none of ours."""
+    source_removed_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
 
     __mapper_args__ = _MANY_AT_ONCE
@@ -223,8 +241,12 @@ class Job(Base):
         Index("ix_jobs_start_by", "start_by", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_stop_by", "stop_by", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_expires_at", "expires_at"),
+        Index(
+            "ix_jobs_source_expires_at", "source_expires_at",
+            postgresql_where=text("source_removed_at IS NULL AND source_expires_at < expires_at"),
+        ),
         Index("ix_jobs_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
-    )
+    )  # fmt: skip
 
 
 class Step(Base):
@@ -312,6 +334,8 @@ class WebhookEndpoint(Base):
     """The first of its failures that no success has followed."""
     paused_until: Mapped[datetime | None]
     """What it asked for by Retry-After."""
+    deleted_at: Mapped[datetime | None]
+    """It is disabled as well by then; its deliveries go in slices, and it with the last of them."""
 
 
 class WebhookDelivery(Base):
@@ -397,3 +421,8 @@ class IdempotencyKey(Base):
     batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
     """It stands for a job or for a batch; for neither while its first request is in flight."""
     expires_at: Mapped[datetime] = mapped_column(index=True)
+
+    __table_args__ = (  # or the end of every job and batch would look through all keys there are
+        Index("ix_idempotency_keys_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+        Index("ix_idempotency_keys_batch_id", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+    )

@@ -1,21 +1,25 @@
 """Files that reach the storage in parts, by links of their own. Which parts a file has is the caller's to say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 from botocore.exceptions import ClientError
 
 from shared.errors import SourceMissing, UploadIncomplete
-from shared.s3 import status, translated
+from shared.s3 import status, tell_time, translated
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+log = structlog.get_logger(__name__)
 
 SMALLEST_PART_BYTES = 5 * 2**20  # S3's own limits; the last part may be smaller
 LARGEST_PART_BYTES = 5 * 2**30
 MOST_PARTS = 10_000
 MEBIBYTE = 2**20
+NOT_IMPLEMENTED = 501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,16 @@ class Part:
     number: int
     etag: str
     size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """An upload in parts that is neither complete nor given up."""
+
+    key: str
+    multipart_id: str
+    age_seconds: float
+    """By the storage's own clock; none at all where it does not tell the time."""
 
 
 def choose_part_bytes(size_bytes: int, *, smallest: int) -> int:
@@ -45,6 +59,7 @@ class MultipartUploads:
         self._client = client
         self._public_client = public_client
         self._bucket = bucket
+        self._told = False
 
     def begin(self, key: str, *, content_type: str) -> str:
         with translated():
@@ -98,18 +113,43 @@ class MultipartUploads:
 
     def abort(self, prefix: str) -> None:
         """Give up whatever was begun under `prefix`, known to us by its id or not."""
-        for key, multipart_id in self._list_begun(prefix):
-            try:
-                with translated():
-                    self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=multipart_id)
-            except SourceMissing:  # it ended by itself meanwhile
-                continue
+        for page in self.list_begun(prefix):
+            for begun in page:
+                self.abort_one(begun)
 
-    def _list_begun(self, prefix: str) -> Sequence[tuple[str, str]]:
+    def abort_one(self, begun: Begun) -> None:
         try:
             with translated():
-                paginator = self._client.get_paginator("list_multipart_uploads")
-                pages = paginator.paginate(Bucket=self._bucket, Prefix=prefix)
-                return [(each["Key"], each["UploadId"]) for page in pages for each in page.get("Uploads", [])]
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=begun.key, UploadId=begun.multipart_id)
+        except SourceMissing:  # it ended by itself meanwhile
+            pass
+
+    def list_begun(self, prefix: str) -> Iterator[Sequence[Begun]]:
+        """What was begun under `prefix` and neither completed nor aborted, as many at a time as the storage tells.
+
+        Of a storage that cannot tell, nothing; a rule of its own should then end what is incomplete for days.
+        """
+        paginator = self._client.get_paginator("list_multipart_uploads")
+        try:
+            with translated():
+                try:
+                    for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix):
+                        now = tell_time(page)
+                        yield [
+                            Begun(
+                                key=each["Key"], multipart_id=each["UploadId"],
+                                age_seconds=(now - each["Initiated"]).total_seconds() if now else 0.0,
+                            )
+                            for each in page.get("Uploads", [])
+                        ]  # fmt: skip
+                except ClientError as error:
+                    if status(error) != NOT_IMPLEMENTED:
+                        raise
+                    self._tell_once()
         except SourceMissing:  # how rclone says that this bucket never had any
-            return []
+            return
+
+    def _tell_once(self) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("the storage does not list incomplete uploads; let a rule of the bucket end them")

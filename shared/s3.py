@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -38,6 +40,16 @@ def create_client(settings: config.Storage, endpoint_url: str | None) -> "S3Clie
 
 def status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def tell_time(answer: Any) -> datetime | None:
+    """By the clock of the storage that answered, if it said; ours may go wrong by hours, and files hang on it."""
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    try:
+        moment = parsedate_to_datetime(told) if told else None
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo is not None else None
 
 
 @contextmanager

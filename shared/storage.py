@@ -3,7 +3,7 @@
 import io
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from shared import config
 from shared.errors import SourceChanged
 from shared.multipart import MultipartUploads, choose_part_bytes
 from shared.remote_file import RemoteFile
-from shared.s3 import create_client, status, translated
+from shared.s3 import create_client, status, tell_time, translated
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -38,10 +38,16 @@ class StoredObject:
 @dataclass(frozen=True, kw_only=True)
 class ListedObject(StoredObject):
     key: str
+    age_seconds: float
+    """By the storage's own clock; none at all where it does not tell the time."""
+
+
+def tenant_prefix(tenant_id: uuid.UUID) -> str:
+    return f"tenants/{tenant_id}/"
 
 
 def job_prefix(tenant_id: uuid.UUID, job_id: uuid.UUID) -> str:
-    return f"tenants/{tenant_id}/jobs/{job_id}/"
+    return f"{tenant_prefix(tenant_id)}jobs/{job_id}/"
 
 
 def source_key(tenant_id: uuid.UUID, job_id: uuid.UUID) -> str:
@@ -58,7 +64,11 @@ def attempt_prefix(tenant_id: uuid.UUID, job_id: uuid.UUID, *, ordinal: int, att
 
 
 def upload_key(tenant_id: uuid.UUID, upload_id: uuid.UUID) -> str:
-    return f"tenants/{tenant_id}/uploads/{upload_id}"
+    return f"{uploads_prefix(tenant_id)}{upload_id}"
+
+
+def uploads_prefix(tenant_id: uuid.UUID) -> str:
+    return f"{tenant_prefix(tenant_id)}uploads/"
 
 
 class Storage:
@@ -179,20 +189,36 @@ class Storage:
         self.multipart.abort(prefix)
         deleted = 0
         for found in self.list_objects(prefix):
-            with translated():
-                self._client.delete_object(Bucket=self._bucket, Key=found.key)
+            self.delete(found.key)
             deleted += 1
         return deleted
+
+    def delete(self, key: str) -> None:
+        """What is not there is deleted already."""
+        with translated():
+            self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def list_keys(self, prefix: str) -> list[str]:
         return [each.key for each in self.list_objects(prefix)]
 
     def list_objects(self, prefix: str) -> Iterator[ListedObject]:
-        """By key, a page at a time. Raises SourceMissing when there is no such bucket."""
+        """By key. Raises SourceMissing when there is no such bucket."""
+        for page in self.list_pages(prefix):
+            yield from page
+
+    def list_pages(self, prefix: str, *, after: str = "") -> Iterator[Sequence[ListedObject]]:
+        """By key, those behind `after`, as many at a time as the storage tells at once."""
+        paginator = self._client.get_paginator("list_objects_v2")
         with translated():
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
-                for found in page.get("Contents", []):
-                    yield ListedObject(key=found["Key"], size_bytes=found["Size"], etag=found["ETag"].strip('"'))
+            for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix, StartAfter=after):
+                now = tell_time(page)
+                yield [
+                    ListedObject(
+                        key=found["Key"], size_bytes=found["Size"], etag=found["ETag"].strip('"'),
+                        age_seconds=(now - found["LastModified"]).total_seconds() if now else 0.0,
+                    )
+                    for found in page.get("Contents", [])
+                ]  # fmt: skip
 
     def link(self, key: str, *, filename: str | None = None) -> str:
         """A signed link to read the object, made fresh at every call and never stored."""

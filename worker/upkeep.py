@@ -1,38 +1,38 @@
 """Upkeep: `python -m worker.upkeep` puts right, every few seconds, whatever a death or a lost message left behind.
 
 Each chore is idempotent and any number of these processes may run. It needs the database alone: the broker may be
-down, and hints are sent when it is back.
+down, and hints are sent when it is back. Beside it, in the same process, run what needs the storage as well:
+`worker/housekeeping.py` and `worker/sweep.py`.
 """
 
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 
 import structlog
-from sqlalchemy import delete, exists, func, or_, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import deliveries, lateness, queue
+from shared import deliveries, faults, lateness, queue
 from shared import log as logs
 from shared.broker import Hints
 from shared.config import Settings, load_settings
 from shared.db import SessionFactory, create_session_factory
 from shared.errors import MasklineError
-from shared.models import DeliveryState, IdempotencyKey, Job, JobState, Step, StepState, Upload, WebhookDelivery, Worker
-from shared.storage import Storage, job_prefix
+from shared.models import DeliveryState, WebhookDelivery
+from shared.storage import Storage
+from worker.housekeeping import Housekeeping
+from worker.sweep import Sweep
 
 log = structlog.get_logger(__name__)
-
-PURGED_AT_ONCE = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upkeep:
     settings: Settings
     sessions: SessionFactory
-    storage: Storage
     hints: Hints
 
     def chores(self) -> Sequence[Callable[[], None]]:
@@ -42,9 +42,6 @@ class Upkeep:
             self.hint_waiting_steps,
             self.hint_due_deliveries,
             self.end_deliveries_of_disabled,
-            self.purge_jobs,
-            self.purge_uploads,
-            self.forget_the_past,
         )
 
     def reap_lost_steps(self) -> None:
@@ -90,44 +87,17 @@ class Upkeep:
                 return
             log.info("webhooks of a disabled endpoint were given up", count=ended)
 
-    def purge_jobs(self) -> None:
-        """Remove the files, then the row, of jobs deleted or past their retention, once none of their steps runs."""
-        running = exists().where(Step.job_id == Job.id, Step.state == StepState.RUNNING)
-        over = or_(Job.deleted_at.is_not(None), Job.expires_at < func.now()) & ~running
-        with self.sessions() as session:
-            rows = list(session.scalars(select(Job).where(over).limit(PURGED_AT_ONCE)))
-        for row in rows:
-            self.storage.delete_prefix(job_prefix(row.tenant_id, row.id))
-            with self.sessions.begin() as session:
-                session.execute(delete(Job).where(Job.id == row.id, over))
-            log.info("a job was removed with its files", job_id=str(row.id))
 
-    def purge_uploads(self) -> None:
-        """Remove uploads past their time that no unfinished job still reads."""
-        reading = exists().where(Job.upload_id == Upload.id, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
-        over = (Upload.expires_at < func.now()) & ~reading
-        with self.sessions() as session:
-            rows = list(session.scalars(select(Upload).where(over).limit(PURGED_AT_ONCE)))
-        for row in rows:
-            self.storage.delete_prefix(row.storage_key)
-            with self.sessions.begin() as session:
-                session.execute(delete(Upload).where(Upload.id == row.id, over))
-
-    def forget_the_past(self) -> None:
-        """Drop rows of workers long silent, of Idempotency-Keys past their time, of webhooks that ended long ago."""
-        gone = func.now() - timedelta(seconds=self.settings.upkeep.worker_gone_seconds)
-        with self.sessions.begin() as session:
-            session.execute(delete(Worker).where(Worker.heartbeat_at < gone))
-            session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < func.now()))
-            deliveries.forget(session, keep_seconds=self.settings.webhooks.keep_seconds)
-
-    def run_until(self, stopping: threading.Event) -> None:
-        while not stopping.wait(self.settings.upkeep.period_seconds):
-            for chore in self.chores():
-                try:
-                    chore()
-                except (SQLAlchemyError, MasklineError) as error:  # the next round tries again
-                    log.warning("a chore could not be done", chore=chore.__name__, error=str(error))
+def run_until(stopping: threading.Event, chores: Sequence[Callable[[], None]], *, period_seconds: float) -> None:
+    """Each chore in turn, again and again; one that fails, however it does, is tried again in the next round."""
+    while not stopping.wait(period_seconds):
+        for chore in chores:
+            try:
+                chore()
+            except (SQLAlchemyError, MasklineError) as error:
+                log.warning("a chore could not be done", chore=chore.__name__, error=str(error))
+            except Exception:  # the others have nothing to do with it
+                log.exception("a chore met an error nobody expected", chore=chore.__name__)
 
 
 def main() -> None:
@@ -136,13 +106,21 @@ def main() -> None:
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopping.set())
+    faults.prepare(settings.faults_folder)
     hints = Hints(settings.broker)
-    upkeep = Upkeep(
-        settings=settings, sessions=create_session_factory(settings.database),
-        storage=Storage.from_settings(settings.storage), hints=hints,
-    )  # fmt: skip
+    sessions, storage = create_session_factory(settings.database), Storage.from_settings(settings.storage)
+    upkeep = Upkeep(settings=settings, sessions=sessions, hints=hints)
+    housekeeping = Housekeeping(settings=settings, sessions=sessions, storage=storage, stopping=stopping)
+    sweep = Sweep(settings=settings, sessions=sessions, storage=storage, stopping=stopping)
     log.info("upkeep begins", period_seconds=settings.upkeep.period_seconds)
-    upkeep.run_until(stopping)
+    run = partial(run_until, stopping, period_seconds=settings.upkeep.period_seconds)
+    # What waits for the storage keeps no lost step waiting.
+    beside = [threading.Thread(target=run, args=(each.chores(),)) for each in (housekeeping, sweep)]
+    for thread in beside:
+        thread.start()
+    run(upkeep.chores())
+    for thread in beside:
+        thread.join()
     hints.close()
 
 

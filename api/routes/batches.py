@@ -1,10 +1,10 @@
-"""Batches: many jobs submitted, watched, canceled and retried as one. Their moves are `shared/batches.py`."""
+"""Batches: many jobs submitted, watched, canceled, retried and deleted as one. Their moves are `shared/batches.py`."""
 
 import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
-from sqlalchemy import select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from api import acceptance, idempotency, pages
@@ -53,7 +53,7 @@ def list_batches(
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> BatchPage:
     """Newest first; pass `next_cursor` back as `cursor` for the page after."""
-    wanted = select(BatchRow).where(BatchRow.tenant_id == tenant.id)
+    wanted = select(BatchRow).where(BatchRow.tenant_id == tenant.id, BatchRow.deleted_at.is_(None))
     if cursor is not None:
         wanted = wanted.where(tuple_(BatchRow.created_at, BatchRow.id) < pages.read_cursor(cursor))
     with resources.sessions() as session:
@@ -96,6 +96,16 @@ def retry_failed(batch_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -
         return _read(session, tenant, batch_id)
 
 
+@router.delete("/{batch_id}", status_code=204, responses=describe_problems(401, 404, 422, 503))
+def delete_batch(batch_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> None:
+    """The batch with all its jobs and their files, finished or not. Jobs that run are canceled first, and are to be
+    seen until their workers have let go of them; the bytes follow within seconds."""
+    with resources.sessions.begin() as session:
+        _find(session, tenant, batch_id).deleted_at = func.now()
+    batches.delete_jobs(resources.sessions, batch_id)
+    resources.hints.wake_sender()
+
+
 def _read(session: Session, tenant: Tenant, batch_id: uuid.UUID) -> Batch:
     row = _find(session, tenant, batch_id)
     return describe_batch(row, tally.sum_up(session, [row])[row.id])
@@ -103,7 +113,8 @@ def _read(session: Session, tenant: Tenant, batch_id: uuid.UUID) -> Batch:
 
 def _find(session: Session, tenant: Tenant, batch_id: uuid.UUID) -> BatchRow:
     """Raises NotFound, for another tenant's batch too."""
-    row = session.scalar(select(BatchRow).where(BatchRow.id == batch_id, BatchRow.tenant_id == tenant.id))
+    mine = BatchRow.id == batch_id, BatchRow.tenant_id == tenant.id
+    row = session.scalar(select(BatchRow).where(*mine, BatchRow.deleted_at.is_(None)))
     if row is None:
         raise NotFound("there is no such batch")
     return row

@@ -11,6 +11,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, TooLarge, describe_problems
 from api.schemas import ArrivedPart, CompletedPart, CompletedUpload, NewUpload, PartLink, PartLinks, Upload, WantedParts
+from shared import retention
 from shared.errors import InvalidTransition, NotFound, SourceMissing, UploadIncomplete, UploadLost
 from shared.inference.signatures import HEAD_BYTES
 from shared.kinds import tell_kind
@@ -58,7 +59,7 @@ def get_upload(upload_id: uuid.UUID, resources: Built, tenant: CurrentTenant) ->
     try:
         return _describe(resources, row, parts=_list_parts(resources, row))
     except SourceMissing:
-        return _describe(resources, _pin(resources, row))
+        return _describe(resources, _pin(resources, tenant, row))
 
 
 @router.post("/{upload_id}/parts", responses=describe_problems(401, 404, 409, 422, 503))
@@ -106,7 +107,8 @@ def delete_upload(upload_id: uuid.UUID, resources: Built, tenant: CurrentTenant)
     """Give the upload up; upkeep removes its bytes and parts once no unfinished job reads them."""
     row = _find(resources, tenant, upload_id)
     with resources.sessions.begin() as session:
-        session.execute(update(UploadRow).where(UploadRow.id == row.id).values(expires_at=func.now()))
+        gone = {"expires_at": func.now(), "deleted_at": func.now()}
+        session.execute(update(UploadRow).where(UploadRow.id == row.id).values(gone))
 
 
 def find_complete_upload(
@@ -121,7 +123,7 @@ def find_complete_upload(
         return row
     if row.etag is None and row.part_bytes is not None:
         _join_parts(resources, row, named)
-    return _pin(resources, row)
+    return _pin(resources, tenant, row)
 
 
 def _begin_parts(resources: Resources, row: UploadRow) -> UploadRow:
@@ -167,8 +169,9 @@ def _check_parts(row: UploadRow, arrived: Sequence[Part], named: Sequence[Comple
             raise UploadIncomplete(f"parts that are not named once and as they arrived: {_show(differing)}")
 
 
-def _pin(resources: Resources, row: UploadRow) -> UploadRow:
-    """From now on the upload is the object that the storage has now."""
+def _pin(resources: Resources, tenant: Tenant, row: UploadRow) -> UploadRow:
+    """From now on the upload is the object that the storage has now, kept for as long as it would be after a job, and
+    long enough for one to name it."""
     try:
         stored = resources.storage.head(row.storage_key)
     except SourceMissing as error:
@@ -180,13 +183,15 @@ def _pin(resources: Resources, row: UploadRow) -> UploadRow:
     etag = row.etag or stored.etag
     head = resources.storage.read(row.storage_key, etag=etag, limit_bytes=HEAD_BYTES)
     kind = tell_kind(head, filename=row.filename, content_type=row.content_type)
+    limits = resources.settings
+    kept_seconds = max(retention.read_policy(tenant, limits.jobs).upload_seconds, limits.api.upload_seconds)
     with resources.sessions.begin() as session:
         pinned = session.scalars(
             _change(row).values(
                 etag=func.coalesce(UploadRow.etag, etag),
                 kind=func.coalesce(UploadRow.kind, kind),
                 completed_at=func.coalesce(UploadRow.completed_at, func.now()),
-                expires_at=func.now() + timedelta(seconds=resources.settings.jobs.keep_seconds),
+                expires_at=func.now() + timedelta(seconds=kept_seconds),
             )
         ).one_or_none()
     if pinned is None:
@@ -198,7 +203,10 @@ def _find(resources: Resources, tenant: Tenant, upload_id: uuid.UUID) -> UploadR
     with resources.sessions() as session:
         row = session.scalar(
             select(UploadRow).where(
-                UploadRow.id == upload_id, UploadRow.tenant_id == tenant.id, UploadRow.expires_at > func.now()
+                UploadRow.id == upload_id,
+                UploadRow.tenant_id == tenant.id,
+                UploadRow.expires_at > func.now(),
+                UploadRow.deleted_at.is_(None),
             )
         )
     if row is None:

@@ -70,7 +70,10 @@ def list_deliveries(
     resources: Built, tenant: CurrentTenant, job_id: uuid.UUID | None = None, limit: Limit = 50, cursor: Cursor = None
 ) -> DeliveryPage:
     """To endpoints and to jobs' own URLs alike, newest first; pass `next_cursor` back as `cursor` for more."""
-    wanted = select(WebhookDelivery).where(WebhookDelivery.tenant_id == tenant.id)
+    gone = select(WebhookEndpoint.id).where(
+        WebhookEndpoint.id == WebhookDelivery.endpoint_id, WebhookEndpoint.deleted_at.is_not(None)
+    )
+    wanted = select(WebhookDelivery).where(WebhookDelivery.tenant_id == tenant.id, ~gone.exists())
     if job_id is not None:
         wanted = wanted.where(WebhookDelivery.job_id == job_id)
     with resources.sessions() as session:
@@ -113,7 +116,7 @@ def change_endpoint(
 def delete_endpoint(endpoint_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> None:
     """With it go its deliveries, those that wait to be sent too."""
     with resources.sessions.begin() as session:
-        session.delete(endpoints.find(session, tenant.id, endpoint_id, locked=True))
+        endpoints.remove(session, tenant.id, endpoint_id)
 
 
 @router.post("/{endpoint_id}/ping", status_code=202, responses=describe_problems(401, 404, 409, 422, 503))

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.acceptance.conftest import Service, make_recording
+from tests.acceptance.conftest import Service, make_recording, wait_until
 from tests.receiver import Receiver
 
 CHUNKS = 3
@@ -100,6 +100,18 @@ def test_a_submission_that_was_not_answered_is_one_job_when_it_comes_again(
     assert answer.status_code == 202, answer.text
     assert [str(row[0]) for row in service.query(count)] == [answer.json()["id"]]
     assert service.wait_for(answer.json())["state"] == "succeeded"
+
+
+def test_a_removal_that_died_after_the_files_takes_the_row_as_well(service: Service, scene: bytes) -> None:
+    job = service.wait_for(service.submit(scene))
+    rows = f"SELECT id FROM jobs WHERE id = '{job['id']}'"  # noqa: S608
+    service.arm("files-purged")
+    service.http.delete(job["links"]["self"]).raise_for_status()
+    service.wait_for_fault("files-purged")
+    assert len(service.query(rows)) == 1
+    assert [key for key in service.storage().list_keys("") if job["id"] in key] == []
+    service.stack.start("upkeep")
+    wait_until(lambda: not service.query(rows), "the row is still there")
 
 
 def test_a_cancel_that_comes_when_all_is_stored_has_its_way(service: Service, scene: bytes) -> None:

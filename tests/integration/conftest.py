@@ -37,6 +37,7 @@ from tests.integration.scripted import ScriptedService, run_scripted
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
+from worker.housekeeping import Housekeeping
 
 TIMING = {"frames": 1, "inference_seconds": 0.5}
 MODEL = {"name": "a model", "revision": "1", "dtype": "float32", "input_size": [64, 64]}
@@ -122,6 +123,12 @@ def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Callable[..., Cla
         return read_job(sessions, job)
 
     return put
+
+
+def twice(chore: Callable[[], None]) -> None:
+    """As two processes do, or one that forgot what it has done."""
+    chore()
+    chore()
 
 
 def make_late(session: Session, table: str, column: str) -> None:
@@ -394,6 +401,11 @@ def nothing_stored(storage: Storage, job: Job) -> bool:
 @pytest.fixture
 def workbench(settings: Settings, sessions: SessionFactory, storage: Storage, hints: Hints) -> Workbench:
     return Workbench(settings=settings, sessions=sessions, storage=storage, hints=hints)
+
+
+@pytest.fixture
+def housekeeping(settings: Settings, sessions: SessionFactory, storage: Storage) -> Housekeeping:
+    return Housekeeping(settings=settings, sessions=sessions, storage=storage)
 
 
 # --- webhooks ------------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ from tests.integration.conftest import (
 )
 from tests.integration.scripted import Answer, ScriptedService, hang_up, say
 from tests.integration.workbench import WAIT_SECONDS, Workbench
+from worker.housekeeping import Housekeeping
 from worker.manifest import prefix_of
-from worker.upkeep import Upkeep
 
 CONTENT = bytes(range(256)) * 16 * 1024  # 4 MiB
 
@@ -101,12 +101,14 @@ def test_an_object_of_another_bucket_becomes_a_mask(
     accepted = submit_source({"s3": f"s3://{bucket}/a folder/a.png"}).json()
     location = f"s3://{bucket}/a folder/a.png"
     assert (accepted["kind"], accepted["source"]) == (
-        None, {"filename": "a.png", "size_bytes": None, "location": location},
+        None, {"filename": "a.png", "size_bytes": None, "location": location, "expires_at": None},
     )  # fmt: skip
     run(workbench)
     done = api.get(accepted["links"]["self"]).json()
     assert (done["state"], done["kind"]) == ("succeeded", "image")
-    assert done["source"] == {"filename": "a.png", "size_bytes": len(small_image()), "location": location}
+    assert done["source"] == {
+        "filename": "a.png", "size_bytes": len(small_image()), "location": location, "expires_at": None,
+    }  # fmt: skip
     assert [step.kind for step in read_steps(sessions, read_only(sessions, Job))] == [StepKind.FETCH, StepKind.INFER]
     source = api.get(done["links"]["result"]).json()["source"]
     assert (source["location"], source["width"], source["height"]) == (location, 48, 32)
@@ -114,15 +116,19 @@ def test_an_object_of_another_bucket_becomes_a_mask(
 
 
 def test_the_object_of_somebody_else_outlives_the_job(
-    api: TestClient, submit_source: Send, archive: Storage, bucket: str, workbench: Workbench, sessions: SessionFactory
+    api: TestClient,
+    submit_source: Send,
+    archive: Storage,
+    bucket: str,
+    workbench: Workbench,
+    sessions: SessionFactory,
+    housekeeping: Housekeeping,
 ) -> None:
     put(archive, "a.png")
     job = submit_source({"s3": f"s3://{bucket}/a.png"}).json()
     run(workbench)
     assert api.delete(job["links"]["self"]).status_code == 204
-    Upkeep(
-        settings=workbench.settings, sessions=sessions, storage=workbench.storage, hints=workbench.hints
-    ).purge_jobs()
+    housekeeping.purge_jobs()
     assert count_rows(sessions, Job) == 0
     assert archive.list_keys("") == ["a.png"]
 

@@ -49,6 +49,31 @@ def test_a_key_is_shown_once_and_opens_its_tenants_door(type_in: Typed, sessions
         assert first_owner is second_owner
 
 
+def test_how_long_a_tenants_files_are_kept_is_said_and_taken_back(type_in: Typed) -> None:
+    type_in("keys", "create", "laptop", "--tenant", "acme")
+    assert type_in("tenants", "keep", "acme", "--results", "90d", "--sources", "12h") == (0, "")
+    assert type_in("tenants", "list") == (0, "acme\tresults 90d\tsources 12h\n")
+    assert type_in("tenants", "keep", "acme", "--results", "default") == (0, "")
+    assert type_in("tenants", "list") == (0, "acme\tresults default\tsources 12h\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("nobody", "--results", "1d"), 1),
+        (("acme",), 2),
+        (("acme", "--sources", "0d"), 2),
+        (("acme", "--sources", "1w"), 2),
+    ],
+)
+def test_what_is_no_rule_for_a_tenants_files_is_refused(
+    type_in: Typed, arguments: tuple[str, ...], status: int
+) -> None:
+    type_in("keys", "create", "laptop", "--tenant", "acme")
+    assert type_in("tenants", "keep", *arguments) == (status, "")
+    assert type_in("tenants", "list") == (0, "acme\tresults default\tsources default\n")
+
+
 def test_migrating_again_changes_nothing(type_in: Typed) -> None:
     assert type_in("migrate") == (0, "the schema is up to date\n")
     assert type_in("migrate") == (0, "the schema is up to date\n")

@@ -9,14 +9,13 @@ from sqlalchemy import Connection, func, select, text
 from starlette.testclient import TestClient
 
 from shared import multipart
-from shared.broker import Hints
 from shared.config import Api, Settings
 from shared.db import SessionFactory
 from shared.models import Upload
 from shared.multipart import MEBIBYTE, SMALLEST_PART_BYTES, choose_part_bytes, divide
 from shared.storage import Storage
 from tests.integration.conftest import count_rows, make_late, problem, read_only, serve, watched_commits
-from worker.upkeep import Upkeep
+from worker.housekeeping import Housekeeping
 
 SIZES = {1: 5 * MEBIBYTE, 2: 5 * MEBIBYTE, 3: MEBIBYTE}
 CONTENT = {number: bytes([number]) * size for number, size in SIZES.items()}
@@ -38,11 +37,6 @@ def upload(api: TestClient) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     announced: dict[str, Any] = answer.json()
     return announced
-
-
-@pytest.fixture
-def upkeep(settings: Settings, sessions: SessionFactory, storage: Storage, hints: Hints) -> Upkeep:
-    return Upkeep(settings=settings, sessions=sessions, storage=storage, hints=hints)
 
 
 def path(upload: Mapping[str, Any], verb: str = "") -> str:
@@ -335,7 +329,7 @@ def test_an_upload_that_died_before_the_storage_began_is_lost(
 
 
 def test_a_given_up_upload_leaves_nothing(
-    api: TestClient, upload: dict[str, Any], upkeep: Upkeep, sessions: SessionFactory, storage: Storage
+    api: TestClient, upload: dict[str, Any], housekeeping: Housekeeping, sessions: SessionFactory, storage: Storage
 ) -> None:
     [link] = sign(api, upload, 2)
     send(api, upload, 1)
@@ -343,30 +337,30 @@ def test_a_given_up_upload_leaves_nothing(
     problem(api.get(path(upload)), 404, "not_found")
     problem(api.post(path(upload, "/parts"), json={"numbers": [1]}), 404, "not_found")
     problem(complete(api, upload), 404, "not_found")
-    upkeep.purge_uploads()
+    housekeeping.purge_uploads()
     assert (count_rows(sessions, Upload), storage.list_keys("")) == (0, [])
     assert httpx2.put(link["url"], content=CONTENT[2]).status_code == 404
 
 
 def test_one_given_up_upload_does_not_harm_another(
-    api: TestClient, upload: dict[str, Any], upkeep: Upkeep, sessions: SessionFactory
+    api: TestClient, upload: dict[str, Any], housekeeping: Housekeeping, sessions: SessionFactory
 ) -> None:
     other = api.post("/v1/uploads", json=WANTED).json()
     send(api, other, 1)
     api.delete(path(upload))
-    upkeep.purge_uploads()
+    housekeeping.purge_uploads()
     assert str(read_only(sessions, Upload).id) == other["id"]
     send(api, other, 2, 3)
     assert complete(api, other).status_code == 200
 
 
 def test_what_a_death_right_after_the_storage_began_leaves_is_removed(
-    api: TestClient, upload: dict[str, Any], upkeep: Upkeep, sessions: SessionFactory, storage: Storage
+    api: TestClient, upload: dict[str, Any], housekeeping: Housekeeping, sessions: SessionFactory, storage: Storage
 ) -> None:
     """The row is there before, but not yet the storage's name of the upload."""
     [link] = sign(api, upload, 1)
     with sessions.begin() as session:
         session.execute(text("UPDATE uploads SET multipart_id = NULL"))
         make_late(session, "uploads", "expires_at")
-    upkeep.purge_uploads()
+    housekeeping.purge_uploads()
     assert httpx2.put(link["url"], content=CONTENT[1]).status_code == 404

@@ -14,7 +14,7 @@ ROUTES = {
     "/healthz": {"get"},
     "/readyz": {"get"},
     "/v1/batches": {"get", "post"},
-    "/v1/batches/{batch_id}": {"get"},
+    "/v1/batches/{batch_id}": {"get", "delete"},
     "/v1/batches/{batch_id}/cancel": {"post"},
     "/v1/batches/{batch_id}/retry-failed": {"post"},
     "/v1/jobs": {"get", "post"},

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from shared import config
 from shared.errors import SourceChanged, SourceMissing, StorageUnavailable
+from shared.s3 import tell_time
 from shared.storage import Storage
 from tests.integration.scripted import Answer, ScriptedService, hang_up, run_scripted, say
 
@@ -156,3 +157,31 @@ def test_a_download_that_fails_leaves_no_file(storage: Storage, tmp_path: Path) 
     with pytest.raises(SourceMissing):
         storage.download("another/key", tmp_path / "file", size_bytes=6)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- incomplete uploads --------------------------------------------------------------------------------------------
+
+
+def test_a_storage_that_does_not_list_incomplete_uploads_is_done_without_that(
+    flaky: tuple[Storage, ScriptedService], caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, service = flaky
+    refused = say(501, "<Error><Code>NotImplemented</Code></Error>")
+    service.script(refused, refused, say(200, "<ListBucketResult></ListBucketResult>"))
+    assert list(storage.multipart.list_begun("tenants/")) == []
+    assert storage.delete_prefix("tenants/") == 0
+    assert len([each for each in caplog.records if "incomplete uploads" in each.getMessage()]) == 1
+
+
+def test_a_storage_that_cannot_be_had_is_not_taken_for_one_that_has_no_incomplete_uploads(
+    flaky: tuple[Storage, ScriptedService],
+) -> None:
+    storage, service = flaky
+    service.script(say(403, "<Error><Code>AccessDenied</Code></Error>"))
+    with pytest.raises(StorageUnavailable):
+        list(storage.multipart.list_begun("tenants/"))
+
+
+@pytest.mark.parametrize("told", [{}, {"date": "soon"}, {"date": "Mon, 23 Nov 2026 19:00:00 -0000"}])
+def test_a_storage_that_does_not_tell_the_time_has_nothing_old(told: dict[str, str]) -> None:
+    assert tell_time({"ResponseMetadata": {"HTTPHeaders": told}}) is None

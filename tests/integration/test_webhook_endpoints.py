@@ -15,7 +15,6 @@ from shared.config import Settings, Webhooks
 from shared.db import SessionFactory
 from shared.deliveries import Outcome
 from shared.models import DeliveryState, JobState, Tenant, WebhookDelivery, WebhookEndpoint
-from shared.storage import Storage
 from tests.integration.conftest import (
     MakeJob,
     count_rows,
@@ -27,6 +26,7 @@ from tests.integration.conftest import (
 )
 from tests.receiver import Receiver, run_receiver, say_nothing, scripted
 from worker.deliver import Sender
+from worker.housekeeping import Housekeeping
 from worker.upkeep import Upkeep
 
 URL = "https://receiver.example/hook"
@@ -43,8 +43,8 @@ def register(sessions: SessionFactory, tenant: Tenant) -> Register:
 
 
 @pytest.fixture
-def upkeep(settings: Settings, sessions: SessionFactory, storage: Storage, hints: Hints) -> Upkeep:
-    return Upkeep(settings=settings, sessions=sessions, storage=storage, hints=hints)
+def upkeep(settings: Settings, sessions: SessionFactory, hints: Hints) -> Upkeep:
+    return Upkeep(settings=settings, sessions=sessions, hints=hints)
 
 
 def told(sessions: SessionFactory, endpoint: WebhookEndpoint) -> list[str]:
@@ -303,15 +303,15 @@ def test_what_waits_for_a_disabled_endpoint_is_given_up_when_it_is_due(
 
 
 def test_deliveries_are_forgotten_long_after_they_ended(
-    upkeep: Upkeep, end_job: MakeJob, sessions: SessionFactory
+    housekeeping: Housekeeping, end_job: MakeJob, sessions: SessionFactory
 ) -> None:
     end_job(URL)
     send_in_vain(sessions, status=410)
     end_job(URL)
-    upkeep.forget_the_past()
+    housekeeping.forget_deliveries()
     assert count_rows(sessions, WebhookDelivery) == 2
     run(sessions, "UPDATE webhook_deliveries SET finished_at = finished_at - interval '31 days'")
-    upkeep.forget_the_past()
+    housekeeping.forget_deliveries()
     assert read_only(sessions, WebhookDelivery).state == DeliveryState.PENDING
 
 

@@ -26,6 +26,7 @@ from tests.integration.conftest import (
 )
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
+from worker.housekeeping import Housekeeping
 
 URL = "https://receiver.example/hook"
 Register = Callable[..., dict[str, Any]]
@@ -158,7 +159,7 @@ def test_a_disabled_endpoint_hears_nothing_until_it_is_enabled(
 
 
 def test_an_endpoint_goes_with_all_that_waits_for_it(
-    api: TestClient, register: Register, end_job: MakeJob, sessions: SessionFactory
+    api: TestClient, register: Register, end_job: MakeJob, sessions: SessionFactory, housekeeping: Housekeeping
 ) -> None:
     endpoint = register()
     end_job("https://receiver.example/its-own")
@@ -166,6 +167,7 @@ def test_an_endpoint_goes_with_all_that_waits_for_it(
     assert api.delete(path(endpoint)).status_code == 204
     problem(api.get(path(endpoint)), 404, "not_found")
     problem(api.delete(path(endpoint)), 404, "not_found")
+    housekeeping.forget_endpoints()
     assert read_only(sessions, WebhookDelivery).endpoint_id is None
 
 
