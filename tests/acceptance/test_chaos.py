@@ -8,5 +8,4 @@ KILLS = 20
 def test_twenty_kills_of_whatever_runs_lose_nothing_and_do_nothing_twice() -> None:
     verdict = run(kills=KILLS, seed=1, say=print)
     assert verdict.is_clean, verdict.figures
-    assert verdict.figures["orphans_beyond_policy"] == 0
     assert verdict.figures["jobs_accepted"] > KILLS

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -41,8 +40,10 @@ def check(
     for delivery in list(receiver.deliveries):
         event = json.loads(delivery.body)
         webhook_ids.setdefault(event["data"]["id"], set()).add(delivery.webhook_id)
+    left = len(system.storage().list_keys(""))
+    system.sweep()
+    kept = system.storage().list_keys("")
     found = read_digests(system, accepted)
-    storage_keys = system.storage().list_keys("")
     return {
         "jobs_accepted": len(accepted),
         "jobs_lost": sum(job_id not in rows or rows[job_id][0] != "succeeded" for job_id in accepted),
@@ -53,7 +54,8 @@ def check(
         "masks_differing_from_quiet_run": sum(
             found.get(job_id) != expected_of(accepted, expected, job_id) for job_id in accepted
         ),
-        "orphans_beyond_policy": len(_find_orphans(system, storage_keys)),
+        "orphans_swept": left - len(kept),
+        "orphans_beyond_policy": len(_find_orphans(system, kept)),
     }
 
 
@@ -82,10 +84,15 @@ def _digest(storage: Storage, manifest_key: str) -> Digests:
 
 
 def _find_orphans(system: System, keys: list[str]) -> list[str]:
-    """Keys that belong to no job and no upload there is; what a job's dead attempts left goes with the job."""
-    known = {
-        *(job_id for (job_id,) in system.query("SELECT id::text FROM jobs")),
-        *(upload_id for (upload_id,) in system.query("SELECT id::text FROM uploads")),
+    """Keys that neither a row nor a manifest names."""
+    storage = system.storage()
+    manifests = [key for (key,) in system.query("SELECT manifest_key FROM jobs WHERE manifest_key IS NOT NULL")]
+    named = {
+        *manifests,
+        *(key for (key,) in system.query("SELECT storage_key FROM uploads")),
+        *(source["key"] for (source,) in system.query("SELECT source FROM jobs")),
+        *(file["key"] for each in manifests for file in json.loads(storage.read(each, limit_bytes=WHOLE))["files"]),
     }
-    owner = re.compile(r"tenants/[^/]+/(?:jobs|uploads)/([^/]+)")
-    return [key for key in keys if not (found := owner.match(key)) or found[1] not in known]
+    told = " ".join(json.dumps(row) for row in system.query("SELECT recording FROM jobs"))
+    told += " ".join(json.dumps(row) for row in system.query("SELECT plan, result FROM steps"))
+    return [key for key in keys if key not in named and f'"{key}"' not in told]

@@ -20,6 +20,7 @@ UPKEEP_SECONDS = 0.7
 GPU_WORKERS = 2
 WRONG = (
     "jobs_lost", "duplicate_results", "duplicate_webhook_ids", "missing_webhooks", "masks_differing_from_quiet_run",
+    "orphans_beyond_policy",
 )  # fmt: skip
 CALM_SECONDS = 300
 """How long everything that was accepted may take to end once nobody is killed any more."""

@@ -5,11 +5,14 @@ from typing import Any
 
 import httpx2
 import psycopg
-from sqlalchemy import make_url
+from sqlalchemy import make_url, select
 
 from cli.local.stack import Stack
 from shared import config
+from shared.db import create_session_factory
+from shared.models import Tenant
 from shared.storage import Storage
+from worker.sweep import Sweep
 
 AWAY_SECONDS = 60
 PAUSE_SECONDS = 0.05
@@ -38,10 +41,24 @@ class System:
             time.sleep(PAUSE_SECONDS)
 
     def storage(self) -> Storage:
+        return Storage.from_settings(self._storage())
+
+    def sweep(self) -> None:
+        """As upkeep does every few hours, with no grace: whatever nothing names goes at once."""
+        database = config.Database(url=self.stack.environment()["MASKLINE_DATABASE__URL"])
+        no_grace = config.Upkeep().model_copy(update={"sweep_grace_seconds": -1.0, "sweep_seconds": 0.001})
+        settings = config.Settings(database=database, storage=self._storage(), upkeep=no_grace)
+        sweep = Sweep(settings=settings, sessions=create_session_factory(database), storage=self.storage())
+        with sweep.sessions() as session:
+            tenants = session.scalars(select(Tenant)).all()
+        for each in tenants:
+            sweep.sweep_tenant(each)
+
+    def _storage(self) -> config.Storage:
         prefix = "MASKLINE_STORAGE__"
         given = {
             name.removeprefix(prefix).lower(): value
             for name, value in self.stack.environment().items()
             if name.startswith(prefix) and not name.endswith("SOURCES")
         }
-        return Storage.from_settings(config.Storage.model_validate(given))
+        return config.Storage.model_validate(given)
