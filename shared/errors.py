@@ -60,6 +60,12 @@ class SourceMissing(MasklineError):
     code = "source_missing"
 
 
+class AddressRefused(MasklineError):
+    """A URL that the service does not call on a customer's word."""
+
+    code = "address_refused"
+
+
 class SourceForbidden(MasklineError):
     """A place that the service does not read, or not for this tenant."""
 
