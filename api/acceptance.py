@@ -24,7 +24,8 @@ WOKEN_AT_ONCE = 64  # more workers than that are woken by upkeep, within seconds
 
 
 def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
-    """Raises what may be wrong with the source (`api/sources.py`), AddressRefused, IdempotencyConflict, StorageUnavailable."""
+    """Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; IdempotencyConflict;
+    StorageUnavailable."""
     job_id = create_id()
     wanted = submission.wanted
     _check_webhook(resources, wanted.webhook_url)
