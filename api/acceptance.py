@@ -16,6 +16,7 @@ from api.submissions import SentFile, Submission
 from shared import faults, lifecycle, retention, tally
 from shared.config import Jobs
 from shared.contract import Batch, Job, describe_batch, describe_job
+from shared.egress import check_url, reach_of_webhooks
 from shared.models import Batch as BatchRow
 from shared.models import Job as JobRow
 from shared.models import Tenant, create_id
@@ -25,9 +26,11 @@ WOKEN_AT_ONCE = 64  # more workers than that are woken by upkeep, within seconds
 
 
 def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
-    """Raises what may be wrong with the source (`api/sources.py`), IdempotencyConflict and StorageUnavailable."""
+    """Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; IdempotencyConflict;
+    StorageUnavailable."""
     job_id = create_id()
     wanted = submission.wanted
+    _check_webhook(resources, wanted.webhook_url)
     if isinstance(submission.source, SentFile):
         source = store_file(resources, tenant, job_id, submission.source, wanted)
     else:
@@ -54,6 +57,7 @@ def accept_batch(resources: Resources, tenant: Tenant, wanted: NewBatch, hold: H
 
     The jobs have no webhook of their own: the batch tells of their end.
     """
+    _check_webhook(resources, wanted.webhook_url)
     if wanted.prefix is not None:
         sources = list_prefix(resources, tenant, wanted.prefix, wanted)
         details: list[dict[str, Any]] = [{}] * len(sources)
@@ -104,3 +108,8 @@ def _describe_limits(limits: Jobs, tenant: Tenant) -> dict[str, float | None]:
         "keep_seconds": policy.results_seconds,
         "keep_source_seconds": policy.sources_seconds,
     }
+
+
+def _check_webhook(resources: Resources, url: str | None) -> None:
+    if url is not None:
+        check_url(url, reach_of_webhooks(resources.settings.webhooks))

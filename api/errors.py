@@ -54,6 +54,7 @@ STATUS: dict[type[MasklineError], int] = {
     errors.SourceRemoved: 409,
     errors.SourceForbidden: 403,
     errors.KindMismatch: 422,
+    errors.AddressRefused: 422,
     errors.EndpointExists: 409,
     errors.EndpointDisabled: 409,
     errors.TooManyEndpoints: 409,

@@ -3,12 +3,14 @@
 A tenant's jobs end one after another, each told to a receiver that answers at once; timed from the commit that ends the
 job until the request has arrived. Then the same beside other endpoints of the same tenant that hang, drip a head, drip
 a body, redirect, answer 500, 410 and 429, reset the connection, and send a gigabyte: each is told of every job too, and
-has news waiting from the start. Both take turns, through the real sender and PostgreSQL. The first jobs beside them,
-while the sender finds out what they are, are told apart: `first_max_ms`.
+has news waiting from the start. Both take turns, through the real sender and PostgreSQL; the sender and the receivers
+live in processes of their own, as they would. The first jobs beside bad receivers, while the sender finds out what they
+are, are told apart: `first_max_ms`.
 """
 
 import argparse
 import json
+import re
 import socket
 import statistics
 import struct
@@ -16,19 +18,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import IO, Any
 
 import structlog
 from sqlalchemy import delete, func, select, text
 
 from bench._service import Service, open_service
-from shared import endpoints, lifecycle
+from shared import db, endpoints, lifecycle
 from shared.broker import GPU
-from shared.config import Webhooks
+from shared.config import Database, Webhooks
 from shared.models import StepKind, WebhookDelivery, WebhookEndpoint
 from worker.deliver import Sender
 
@@ -37,7 +39,22 @@ Script = Callable[[socket.socket], None]
 WAIT_SECONDS = 60
 DRIP_SECONDS = 0.2
 FIRST_JOBS = 20
-BLOCK = bytes(2**20)
+BLOCK = bytes(2**18)
+
+
+@contextmanager
+def run_aside(function: str, *arguments: str) -> Iterator[tuple[IO[str], IO[str]]]:
+    """A function of this module in a process of its own, which is killed when the block ends: its input and output."""
+    program = f"import sys; from bench.webhooks import {function}; {function}(*sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield process.stdin, process.stdout
+        finally:
+            process.kill()
 
 
 # --- receivers -----------------------------------------------------------------------------------------------------
@@ -47,9 +64,16 @@ BLOCK = bytes(2**20)
 class Receiver:
     """Answers at once, and remembers when each job's news came first."""
 
-    url: str = ""
+    url: str
     arrived: dict[str, float] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def note(self, told: IO[str]) -> None:
+        for line in told:
+            job_id, moment = line.split()
+            with self.changed:
+                self.arrived.setdefault(job_id, float(moment))
+                self.changed.notify_all()
 
     def wait_for(self, job_ids: Sequence[str]) -> None:
         with self.changed:
@@ -59,26 +83,24 @@ class Receiver:
 
 @contextmanager
 def receive() -> Iterator[Receiver]:
-    receiver = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            arrived_at = time.perf_counter()
-            event = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(204)
-            self.end_headers()
-            with receiver.changed:
-                receiver.arrived.setdefault(event["data"]["id"], arrived_at)
-                receiver.changed.notify_all()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver.url = f"http://127.0.0.1:{server.server_port}/well"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with run_aside("serve_well") as (_, told):
+        receiver = Receiver(told.readline().strip())
+        threading.Thread(target=receiver.note, args=[told], daemon=True).start()
         yield receiver
-        server.shutdown()
+
+
+def serve_well() -> None:
+    """Tell the URL, then each job and the moment at which its news was there; its clock is the whole machine's."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+    print(f"http://127.0.0.1:{listening.getsockname()[1]}/well", flush=True)
+
+    while True:
+        connection, _ = listening.accept()
+        with connection:
+            body = _read_request(connection)
+            arrived_at = time.monotonic()
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        print(json.loads(body)["data"]["id"], arrived_at, flush=True)
 
 
 def say(head: str) -> Script:
@@ -109,7 +131,7 @@ def reset(connection: socket.socket) -> None:
 
 def pour_a_gigabyte(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
-    for _ in range(1024):
+    for _ in range(2**30 // len(BLOCK)):
         connection.sendall(BLOCK)
 
 
@@ -128,14 +150,9 @@ BAD: dict[str, Script] = {
 
 @contextmanager
 def misbehave() -> Iterator[dict[str, str]]:
-    """The URLs of receivers of every bad kind, and their kinds. They live in a process of their own, as they would."""
-    program = "from bench.webhooks import serve_bad; serve_bad()"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.kill()
+    """The URLs of receivers of every bad kind, and their kinds."""
+    with run_aside("serve_bad") as (_, told):
+        yield json.loads(told.readline())
 
 
 def serve_bad() -> None:
@@ -157,18 +174,42 @@ def _accept(listening: socket.socket, script: Script) -> None:
 
 def _serve(connection: socket.socket, script: Script) -> None:
     with connection, suppress(OSError):
-        connection.recv(2**16)
+        _read_request(connection)
         script(connection)
+
+
+def _read_request(connection: socket.socket) -> bytes:
+    """Its body."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(2**16)
+    head, _, body = received.partition(b"\r\n\r\n")
+    [length] = re.findall(rb"(?i)content-length: (\d+)", head)
+    while len(body) < int(length):
+        body += connection.recv(2**16)
+    return body
 
 
 # --- the measurement -----------------------------------------------------------------------------------------------
 
 
+def serve_sender(database_url: str) -> None:
+    """Send what is due, woken by a line each time."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors alone
+    sender = Sender(db.create_session_factory(Database(url=database_url)), Webhooks(allow_private_addresses=True))
+    sender.start()
+    for _ in sys.stdin:
+        sender.wake()
+
+
 @dataclass(frozen=True)
 class Bench:
     service: Service
-    sender: Sender
     receiver: Receiver
+    orders: IO[str]
+
+    def wake(self) -> None:
+        print(file=self.orders, flush=True)
 
     def measure(self, *, jobs: int, pause_seconds: float) -> list[float]:
         """Milliseconds from the end of each job until it was told of."""
@@ -177,8 +218,8 @@ class Bench:
             job_id = self.service.submit((StepKind.INFER, GPU), kind="image", source=SOURCE)
             with self.service.sessions.begin() as session:
                 lifecycle.request_cancel(session, job_id)
-            ended[str(job_id)] = time.perf_counter()
-            self.sender.wake()
+            ended[str(job_id)] = time.monotonic()
+            self.wake()
             time.sleep(pause_seconds)
         self.receiver.wait_for(list(ended))
         return [1000 * (self.receiver.arrived[job] - moment) for job, moment in ended.items()]
@@ -195,7 +236,7 @@ class Bench:
             before = [self.service.submit((StepKind.INFER, GPU), kind="image", source=SOURCE) for _ in range(backlog)]
             with self.service.sessions.begin() as session:
                 lifecycle.request_cancels(session, before)
-            self.sender.wake()
+            self.wake()
             told: dict[str, Any] = {}
             yield told
             with self.service.sessions.begin() as session:
@@ -218,48 +259,46 @@ def percentile(values: Sequence[float], per_cent: int) -> float:
 def run(arguments: Sequence[str] = ()) -> None:
     """Measure and print; the last line is one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m bench.webhooks", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=200, help="of each turn")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=100, help="of each turn")
+    parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between the ends of jobs")
     parser.add_argument("--backlog", type=int, default=20, help="news that wait for each bad receiver at the start")
     options = parser.parse_args(arguments)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors alone
     quiet: list[float] = []
     first: list[float] = []
     beside: list[float] = []
-    attempts: dict[str, Any] = {}
+    attempts: Counter[str] = Counter()
     with open_service() as service, receive() as receiver:
         with service.sessions.begin() as session:
             endpoints.register(
                 session, service.tenant_id, url=receiver.url, events=["job.canceled"], description=None, most=99
             )
-        sender = Sender(service.sessions, Webhooks(allow_private_addresses=True))
-        bench = Bench(service, sender, receiver)
-        sender.start()
-        bench.measure(jobs=FIRST_JOBS, pause_seconds=options.pause)  # to warm up
-        for _ in range(options.turns):
-            quiet += bench.measure(jobs=options.jobs, pause_seconds=options.pause)
-            with bench.beside_bad(backlog=options.backlog) as attempts:
-                first += bench.measure(jobs=FIRST_JOBS, pause_seconds=options.pause)
-                beside += bench.measure(jobs=options.jobs, pause_seconds=options.pause)
-            with service.sessions.begin() as session:
-                session.execute(text("TRUNCATE webhook_deliveries CASCADE"))
-        sender.close()
-    print(f"attempts at bad receivers in the last turn: {attempts}")
-    quiet_p99, beside_p99 = percentile(quiet, 99), percentile(beside, 99)
-    print(
-        json.dumps(
-            {
-                "quiet_p50_ms": round(percentile(quiet, 50), 1),
-                "beside_bad_p50_ms": round(percentile(beside, 50), 1),
-                "quiet_p99_ms": round(quiet_p99, 1),
-                "beside_bad_p99_ms": round(beside_p99, 1),
-                "first_max_ms": round(max(first), 1),
-                "growth": round(beside_p99 / quiet_p99 - 1, 3),
-                "jobs": len(beside),
-            }
-        )
-    )
+        with run_aside("serve_sender", service.settings.database.url) as (orders, _):
+            bench = Bench(service, receiver, orders)
+            bench.measure(jobs=FIRST_JOBS, pause_seconds=options.pause)  # to warm up
+            for _ in range(options.turns):
+                quiet += bench.measure(jobs=options.jobs, pause_seconds=options.pause)
+                with bench.beside_bad(backlog=options.backlog) as told:
+                    first += bench.measure(jobs=FIRST_JOBS, pause_seconds=options.pause)
+                    beside += bench.measure(jobs=options.jobs, pause_seconds=options.pause)
+                attempts.update(told)
+                with service.sessions.begin() as session:
+                    session.execute(text("TRUNCATE webhook_deliveries CASCADE"))
+    print(f"attempts at bad receivers: {dict(attempts)}")
+    found = {
+        "webhooks_p99_growth": percentile(beside, 99) / percentile(quiet, 99) - 1,
+        "webhooks_p50_growth": percentile(beside, 50) / percentile(quiet, 50) - 1,
+    }
+    milliseconds = {
+        "quiet_p50_ms": percentile(quiet, 50),
+        "beside_bad_p50_ms": percentile(beside, 50),
+        "quiet_p99_ms": percentile(quiet, 99),
+        "beside_bad_p99_ms": percentile(beside, 99),
+        "first_max_ms": max(first),
+    }
+    rounded = {name: round(value, 1) for name, value in milliseconds.items()}
+    rounded |= {name: round(value, 3) for name, value in found.items()}
+    print(json.dumps(rounded | {"jobs": len(beside)}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,24 @@
-"""Runs migrations one process at a time, and gives up on a busy lock rather than stall the service behind it."""
+"""Runs migrations one process at a time, each in a transaction of its own.
+
+A statement that waits for a table in use has everybody queue behind it who comes later. So it waits for a moment only,
+lets them through, and tries again; after TRIES it gives up, with the migrations before kept.
+"""
+
+import random
+import time
 
 from alembic import context
-from sqlalchemy import create_engine, pool, text
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, create_engine, pool, text
+from sqlalchemy.exc import OperationalError
 
 from shared.config import load_settings
 from shared.models import Base
 
 ADVISORY_LOCK = 0x6D61736B  # "mask"
+LOCK_SECONDS = 1  # for which the service may stall
+PAUSE_SECONDS = 1.0
+TRIES = 5
 
 
 def migrate() -> None:
@@ -14,11 +26,25 @@ def migrate() -> None:
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
-        connection.execute(text("SET lock_timeout = '5s'"))
+        connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
         connection.commit()
-        context.configure(connection=connection, target_metadata=Base.metadata, compare_type=True)
-        with context.begin_transaction():
-            context.run_migrations()
+        for tries_left in reversed(range(TRIES)):
+            try:
+                run(connection)
+                return
+            except OperationalError as error:
+                if not isinstance(error.orig, LockNotAvailable) or not tries_left:
+                    raise
+                connection.rollback()
+                time.sleep(PAUSE_SECONDS * (1 + random.random()))  # noqa: S311 - spreads load, hides nothing
+
+
+def run(connection: Connection) -> None:
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, compare_type=True, transaction_per_migration=True
+    )
+    with context.begin_transaction():
+        context.run_migrations()
 
 
 migrate()

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -170,8 +171,14 @@ class Webhooks(Group):
     """How long a secret that was replaced goes on to sign along."""
     keep_seconds: Seconds = 30 * 86400
     """Of deliveries that have ended, and their log."""
+    schemes: tuple[Literal["https", "http"], ...] = ()
+    """None named: https, and http where private addresses are allowed."""
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()
+    """None named: those of the schemes, 443 and 80, and any where private addresses are allowed."""
+    private_networks: tuple[IPvAnyNetwork, ...] = ()
+    """Where receivers may live besides public addresses, as `["10.1.0.0/16"]`."""
     allow_private_addresses: bool = False
-    """Only for a stack whose receivers live on the same machine or network."""
+    """All of them: only for a stack whose receivers live on the same machine or network."""
 
 
 class ModelSource(Group):

@@ -5,7 +5,7 @@ The schedule is that of Standard Webhooks 1.0. An endpoint's row is locked befor
 
 import random
 import uuid
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -102,15 +102,15 @@ def find_due(session: Session, *, per_lane: int) -> list[Waiting]:
     return [Waiting(id=row.id, tenant_id=row.tenant_id, lane=row.lane) for row in rows]
 
 
-def claim(session: Session, delivery_ids: Collection[uuid.UUID]) -> list[DueDelivery]:
-    """Take those that are still due and that no other sender is just taking.
+def claim(session: Session, delivery_ids: Sequence[uuid.UUID]) -> list[DueDelivery]:
+    """Take those that are still due and that no other sender is just taking, in the order given.
 
     Another sender gets one that is not reported back in SENDING_SECONDS.
     """
     if not delivery_ids:
         return []
     wanted = (
-        select(WebhookDelivery, Tenant.webhook_secret, WebhookEndpoint)
+        select(WebhookDelivery, Tenant.webhook_secret, WebhookEndpoint, func.now())
         .join(Tenant, Tenant.id == WebhookDelivery.tenant_id)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
         .where(
@@ -118,16 +118,15 @@ def claim(session: Session, delivery_ids: Collection[uuid.UUID]) -> list[DueDeli
             WebhookDelivery.state == DeliveryState.PENDING,
             WebhookDelivery.next_attempt_at <= func.now(),
         )
-        .order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.id)
         .with_for_update(of=WebhookDelivery, skip_locked=True)
     )
     rows = session.execute(wanted).all()
-    now = _now(session)
-    for row, _, _ in rows:
+    for row, _, _, now in rows:
         row.attempt += 1
         row.next_attempt_at = now + timedelta(seconds=SENDING_SECONDS)
     session.flush()
-    return [_take(row, secret, endpoint, now=now) for row, secret, endpoint in rows]
+    taken = {row.id: _take(row, secret, endpoint, now=now) for row, secret, endpoint, now in rows}
+    return [taken[each] for each in delivery_ids if each in taken]
 
 
 def record(session: Session, delivery: DueDelivery, outcome: Outcome) -> DeliveryState | None:

@@ -8,16 +8,20 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 
-from shared.errors import MasklineError
+from shared.config import Fetch, Webhooks
+from shared.errors import AddressRefused
 
 IPv4or6 = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPv4or6Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+WEB_PORTS = {"https": 443, "http": 80}
 
 # What `is_global` of the standard library lets through although nobody's server is there, or the cloud's own is.
 _DENIED = tuple(
@@ -28,30 +32,82 @@ _DENIED = tuple(
     )
 )  # fmt: skip
 _IPV6_PUBLIC = ipaddress.ip_network("2000::/3")
-PORTS = frozenset({80, 443})
 LOOK_UP_SECONDS = 5.0
 UNREACHABLE = (OSError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
 """What a call raises when there is no answer, or no end of it."""
 
 
-class AddressRefused(MasklineError):
-    code = "address_refused"
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Where a call may go."""
+
+    schemes: frozenset[str]
+    ports: frozenset[int] | None
+    """None: any."""
+    private: bool
+    networks: tuple[IPv4or6Network, ...] = ()
+    """Besides public addresses, where not all private ones are allowed."""
+
+    def covers(self, address: IPv4or6) -> bool:
+        return self.private or is_public(address) or any(address in each for each in self.networks)
 
 
-def resolve(url: str, *, allow_private: bool, seconds: float = LOOK_UP_SECONDS) -> tuple[SplitResult, str]:
+def reach_of_webhooks(settings: Webhooks) -> Reach:
+    private = settings.allow_private_addresses
+    schemes = settings.schemes or (("https", "http") if private else ("https",))
+    ports = settings.ports or (None if private else tuple(WEB_PORTS[each] for each in schemes))
+    return Reach(
+        schemes=frozenset(schemes), ports=None if ports is None else frozenset(ports), private=private,
+        networks=settings.private_networks,
+    )  # fmt: skip
+
+
+def reach_of_fetch(settings: Fetch) -> Reach:
+    private = settings.allow_private_addresses
+    return Reach(
+        schemes=frozenset(WEB_PORTS if private else ("https",)),
+        ports=None if private else frozenset(WEB_PORTS.values()), private=private,
+    )  # fmt: skip
+
+
+def check_url(url: str, reach: Reach) -> SplitResult:
+    """Its parts; raises AddressRefused for all that can be told without looking its name up."""
+    parts = urlsplit(url)
+    if parts.scheme not in WEB_PORTS or not parts.hostname or parts.username is not None:
+        raise AddressRefused("only http and https URLs with a host and no user name are called")
+    if parts.scheme not in reach.schemes:
+        raise AddressRefused(f"{parts.scheme}:// is not called, but {_list(reach.schemes)}")
+    if reach.ports is not None and port_of(parts) not in reach.ports:
+        raise AddressRefused(f"port {port_of(parts)} is not called, but {_list(reach.ports)}")
+    with suppress(ValueError):  # a name, or another spelling, which is seen when it is looked up
+        _check_address(ipaddress.ip_address(parts.hostname), reach)
+    return parts
+
+
+def port_of(parts: SplitResult) -> int:
+    return parts.port or WEB_PORTS[parts.scheme]
+
+
+def resolve(url: str, reach: Reach, *, seconds: float = LOOK_UP_SECONDS) -> tuple[SplitResult, str]:
     """The parts of `url` and the one address to dial for it, so that no second look-up can change the answer.
 
-    Raises AddressRefused for another scheme, and unless private addresses are allowed, for a port that is not the
-    web's or a name any of whose addresses is not public; OSError when the name does not resolve within `seconds`.
+    Raises AddressRefused as `check_url` does, and for a name any of whose addresses is out of `reach`; OSError when the
+    name does not resolve within `seconds`.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise AddressRefused("only http and https URLs with a host and no user name are called")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    addresses = [ipaddress.ip_address(each) for each in _look_up(parts.hostname, port, seconds=seconds)]
-    if not allow_private and (port not in PORTS or not all(is_public(each) for each in addresses)):
+    parts = check_url(url, reach)
+    found = _look_up(parts.hostname or "", port_of(parts), seconds=seconds)
+    for each in found:
+        _check_address(ipaddress.ip_address(each), reach)
+    return parts, found[0]
+
+
+def _check_address(address: IPv4or6, reach: Reach) -> None:
+    if not reach.covers(address):
         raise AddressRefused("the URL leads to an address that is not public")
-    return parts, str(addresses[0])
+
+
+def _list(allowed: Iterable[object]) -> str:
+    return ", ".join(sorted(str(each) for each in allowed))
 
 
 def is_public(address: IPv4or6) -> bool:
@@ -70,7 +126,7 @@ def open_answer(
     *,
     headers: Mapping[str, str],
     content: str | None = None,
-    allow_private: bool,
+    reach: Reach,
     connect_seconds: float,
     silent_seconds: float,
     total_seconds: float,
@@ -81,7 +137,7 @@ def open_answer(
     AddressRefused as `resolve` does, and what is UNREACHABLE.
     """
     ends_at = time.monotonic() + total_seconds
-    parts, address = resolve(url, allow_private=allow_private, seconds=min(LOOK_UP_SECONDS, total_seconds))
+    parts, address = resolve(url, reach, seconds=min(LOOK_UP_SECONDS, total_seconds))
     dialled = httpx2.URL(url).copy_with(host=address)
     told = {**headers, "host": parts.netloc, "user-agent": "Maskline"}
     left = max(0.001, ends_at - time.monotonic())

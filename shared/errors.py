@@ -66,6 +66,12 @@ class SourceRemoved(MasklineError):
     code = "source_removed"
 
 
+class AddressRefused(MasklineError):
+    """A URL that the service does not call on a customer's word."""
+
+    code = "address_refused"
+
+
 class SourceForbidden(MasklineError):
     """A place that the service does not read, or not for this tenant."""
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from cli.local.servers import Servers, run_servers
 from shared import db, tenants
 from shared.broker import Hints
-from shared.config import PREFIX, Broker, Database, Settings
+from shared.config import PREFIX, Broker, Database, Settings, Webhooks
 from shared.config import Storage as StorageSettings
 from shared.config import Worker as WorkerSettings
 from shared.db import SessionFactory
@@ -86,6 +86,7 @@ def settings(servers: Servers, database_url: str) -> Settings:
             secret_key=SecretStr(servers.s3.secret_key),
         ),
         worker=WorkerSettings(lease_seconds=3, heartbeat_seconds=0.5),
+        webhooks=Webhooks(allow_private_addresses=True),
     )
 
 

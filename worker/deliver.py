@@ -16,7 +16,8 @@ from shared import deliveries, faults, webhooks
 from shared.config import Webhooks
 from shared.db import SessionFactory
 from shared.deliveries import DueDelivery, Outcome
-from shared.egress import UNREACHABLE, AddressRefused, open_answer
+from shared.egress import UNREACHABLE, open_answer, reach_of_webhooks
+from shared.errors import AddressRefused
 from worker.heart import Flag
 from worker.lanes import Lanes
 
@@ -34,6 +35,7 @@ class Sender:
     def __init__(self, sessions: SessionFactory, settings: Webhooks, *, draining: Flag | None = None) -> None:
         self._sessions = sessions
         self._settings = settings
+        self._reach = reach_of_webhooks(settings)
         self._draining: Flag = draining or threading.Event()
         self._closing = threading.Event()
         self._woken = threading.Event()
@@ -126,7 +128,7 @@ class Sender:
         headers = {**signed, "content-type": "application/json", "accept-encoding": "identity"}
         with open_answer(
             "POST", delivery.url, content=delivery.body, headers=headers,
-            allow_private=settings.allow_private_addresses, connect_seconds=settings.connect_timeout_seconds,
+            reach=self._reach, connect_seconds=settings.connect_timeout_seconds,
             silent_seconds=settings.total_timeout_seconds, total_seconds=settings.total_timeout_seconds,
         ) as answer:  # fmt: skip
             seconds = _since(began)

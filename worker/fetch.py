@@ -14,7 +14,7 @@ import structlog
 
 from shared.config import Fetch
 from shared.contract import JobKind, Options
-from shared.egress import UNREACHABLE, open_answer
+from shared.egress import UNREACHABLE, open_answer, reach_of_fetch
 from shared.errors import SourceMissing, SourceRefused, SourceTooLarge, SourceUnreachable
 from shared.inference.signatures import HEAD_BYTES
 from shared.kinds import tell_kind
@@ -130,7 +130,7 @@ def _open(url: str, limits: Fetch, *, ends_at: float, start: int, unchanged: str
         if urlsplit(url).scheme != "https" and not limits.allow_private_addresses:
             raise SourceRefused("only https:// is fetched, and the server leads elsewhere")
         with open_answer(
-            "GET", url, headers=headers, allow_private=limits.allow_private_addresses,
+            "GET", url, headers=headers, reach=reach_of_fetch(limits),
             connect_seconds=limits.connect_timeout_seconds, silent_seconds=limits.silent_seconds,
             total_seconds=max(0.001, ends_at - time.monotonic()),
         ) as answer:  # fmt: skip

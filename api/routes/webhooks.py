@@ -23,6 +23,7 @@ from api.schemas import (
     NewEndpoint,
 )
 from shared import deliveries, endpoints
+from shared.egress import check_url, reach_of_webhooks
 from shared.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from shared.webhooks import message_id
 
@@ -49,6 +50,7 @@ def create_endpoint(
     wanted: NewEndpoint, response: Response, resources: Built, tenant: CurrentTenant
 ) -> EndpointWithSecret:
     """Register a URL, to be told of every job and batch from now on. The secret is shown this once."""
+    check_url(wanted.url, reach_of_webhooks(resources.settings.webhooks))
     with resources.sessions.begin() as session:
         row = endpoints.register(
             session, tenant.id, url=wanted.url, events=wanted.events or (), description=wanted.description,
@@ -102,6 +104,8 @@ def change_endpoint(
     endpoint_id: uuid.UUID, wanted: EndpointChange, resources: Built, tenant: CurrentTenant
 ) -> Endpoint:
     """Enabling it again, or giving it another URL, clears its record; what still waits for it is then sent."""
+    if wanted.url is not None:
+        check_url(wanted.url, reach_of_webhooks(resources.settings.webhooks))
     values = wanted.model_dump(exclude_unset=True, exclude={"disabled"})
     if "events" in values:
         values["events"] = list(values["events"] or ())

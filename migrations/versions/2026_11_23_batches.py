@@ -6,6 +6,7 @@ from sqlalchemy.dialects import postgresql
 
 revision = "c2d7a41f90be"
 down_revision = "5c1f0e7a9b36"
+phase = "expand"
 
 _JSON = postgresql.JSONB(none_as_null=True, astext_type=sa.Text())
 

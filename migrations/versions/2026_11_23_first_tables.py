@@ -6,6 +6,7 @@ from sqlalchemy.dialects import postgresql
 
 revision = "d34857ebdd24"
 down_revision = None
+phase = "expand"
 
 
 def upgrade() -> None:

@@ -5,6 +5,7 @@ from alembic import op
 
 revision = "5c1f0e7a9b36"
 down_revision = "5b1f0c9e7a34"
+phase = "expand"
 
 
 def upgrade() -> None:

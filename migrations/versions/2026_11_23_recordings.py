@@ -6,6 +6,7 @@ from sqlalchemy.dialects import postgresql
 
 revision = "5b1f0c9e7a34"
 down_revision = "d34857ebdd24"
+phase = "expand"
 
 _JSON = postgresql.JSONB(none_as_null=True, astext_type=sa.Text())
 

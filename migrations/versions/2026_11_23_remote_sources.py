@@ -8,6 +8,7 @@ from alembic import op
 
 revision = "7e20c4d58a13"
 down_revision = "c2d7a41f90be"
+phase = "expand"
 
 
 def upgrade() -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql
 
 revision = "1d94b6e2f07a"
 down_revision = "7e20c4d58a13"
+phase = "expand"
 
 _MOMENT = sa.DateTime(timezone=True)
 _PENDING = sa.text("state = 'pending'")

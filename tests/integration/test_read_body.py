@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from shared.config import Fetch
-from shared.egress import AddressRefused
-from shared.errors import MasklineError, SourceRefused, SourceTooLarge, SourceUnreachable
+from shared.errors import AddressRefused, MasklineError, SourceRefused, SourceTooLarge, SourceUnreachable
 from tests.integration.scripted import Answer, ScriptedService, hang_up, say
 from worker.fetch import WORTH_GOING_ON_BYTES, read_body
 

@@ -8,9 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import MULTIPART_OVERHEAD_BYTES
-from shared.config import Api, Settings
+from shared.config import Api, Settings, Webhooks
 from shared.db import SessionFactory
-from shared.models import Job, Upload, create_id
+from shared.models import Job, Upload, WebhookEndpoint, create_id
 from shared.storage import Storage
 from tests.integration.conftest import Submit, count_rows, problem, serve, small_image
 
@@ -236,3 +236,22 @@ def test_a_form_over_its_limit_is_refused(narrow_api: TestClient, *, announced: 
     headers = {"content-type": "multipart/form-data; boundary=x"}
     content = body if announced else iter([body[:5000], body[5000:]])
     problem(narrow_api.post("/v1/jobs", content=content, headers=headers), 413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://receiver.example/hook", "https://receiver.example:8443", "https://10.1.2.3", "https://[::1]/"]
+)
+def test_a_receiver_that_would_not_be_called_is_refused_where_it_is_named(
+    settings: Settings, api_key: str, url: str, sessions: SessionFactory
+) -> None:
+    source = document()["source"]
+    with serve(settings.model_copy(update={"webhooks": Webhooks()}), key=api_key) as api:
+        form = {"mode": "demo", "webhook_url": url}
+        problem(api.post("/v1/jobs", data=form, files={"file": ("a.png", small_image())}), 422, "address_refused")
+        problem(api.post("/v1/jobs", json=document(webhook_url=url)), 422, "address_refused")
+        batch = {"name": "b", "mode": "demo", "items": [{"source": source}], "webhook_url": url}
+        problem(api.post("/v1/batches", json=batch), 422, "address_refused")
+        problem(api.post("/v1/webhooks", json={"url": url, "description": "ours"}), 422, "address_refused")
+        assert count_rows(sessions, WebhookEndpoint) == 0
+        made = api.post("/v1/webhooks", json={"url": "https://receiver.example"}).raise_for_status().json()
+        problem(api.patch(f"/v1/webhooks/{made['id']}", json={"url": url}), 422, "address_refused")

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
@@ -164,7 +165,8 @@ def test_a_private_address_is_not_called_unless_that_is_allowed(
     sessions: SessionFactory, receiver: Receiver, end_job: Callable[..., Job]
 ) -> None:
     end_job(receiver.url)
-    Sender(sessions, Webhooks()).send_due()
+    port = urlsplit(receiver.url).port
+    Sender(sessions, Webhooks.model_validate({"schemes": ["http"], "ports": [port]})).send_due()
     assert receiver.deliveries == []
     row = delivery(sessions)
     assert (row.state, row.last_error) == (DeliveryState.PENDING, "the URL leads to an address that is not public")

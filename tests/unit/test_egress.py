@@ -5,13 +5,17 @@ import socket
 import threading
 from typing import Any
 
+import hypothesis
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.egress import AddressRefused, is_public, resolve
+from shared.config import Webhooks
+from shared.egress import check_url, is_public, reach_of_webhooks, resolve
+from shared.errors import AddressRefused
 
 PUBLIC = "93.184.215.14"
+PUBLIC_WEB = reach_of_webhooks(Webhooks(schemes=("https", "http")))
+ANYWHERE = reach_of_webhooks(Webhooks(allow_private_addresses=True))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ def test_an_address_that_is_nobodys_server_is_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@given(st.ip_addresses(v=4))
+@hypothesis.given(st.ip_addresses(v=4))
 def test_no_ipv4_address_hides_in_an_ipv6_one(inner: ipaddress.IPv4Address) -> None:
     number = int(inner)
     for outer in (
@@ -88,7 +92,7 @@ def test_no_ipv4_address_hides_in_an_ipv6_one(inner: ipaddress.IPv4Address) -> N
 )
 def test_a_url_that_leads_anywhere_else_is_refused(url: str) -> None:
     with pytest.raises((AddressRefused, OSError, ValueError)):
-        resolve(url, allow_private=False)
+        resolve(url, PUBLIC_WEB)
 
 
 @pytest.mark.parametrize(
@@ -101,17 +105,17 @@ def test_a_url_that_leads_anywhere_else_is_refused(url: str) -> None:
     ],
 )
 def test_a_url_that_leads_to_the_public_is_resolved(url: str, address: str) -> None:
-    assert resolve(url, allow_private=False)[1] == address
+    assert resolve(url, PUBLIC_WEB)[1] == address
 
 
 def test_where_private_addresses_are_allowed_any_port_is() -> None:
-    assert resolve("http://127.0.0.1:8123/hook", allow_private=True)[1] == "127.0.0.1"
+    assert resolve("http://127.0.0.1:8123/hook", ANYWHERE)[1] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1", "http://user@127.0.0.1", "http://"])
 def test_where_private_addresses_are_allowed_other_urls_are_still_refused(url: str) -> None:
     with pytest.raises(AddressRefused):
-        resolve(url, allow_private=True)
+        resolve(url, ANYWHERE)
 
 
 class Names:
@@ -130,18 +134,65 @@ class Names:
 def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", Names(addresses).look_up)
     with pytest.raises(AddressRefused):
-        resolve("https://both.example", allow_private=False)
+        resolve("https://both.example", PUBLIC_WEB)
 
 
 def test_a_name_is_looked_up_once_so_that_its_answer_cannot_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", Names([PUBLIC], ["127.0.0.1"]).look_up)
-    assert resolve("https://rebinding.example", allow_private=False)[1] == PUBLIC
+    assert resolve("https://rebinding.example", PUBLIC_WEB)[1] == PUBLIC
 
 
 def test_a_name_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     silent = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [] if silent.wait(20) else None)
     with pytest.raises(TimeoutError, match="looked up"):
-        resolve("https://silent.example", allow_private=False, seconds=0.01)
+        resolve("https://silent.example", PUBLIC_WEB, seconds=0.01)
     assert not silent.is_set()
     silent.set()
+
+
+def given(**settings: Any) -> Webhooks:
+    return Webhooks.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({}, "https://receiver.example/hook"),
+        ({"ports": [8443]}, "https://receiver.example:8443"),
+        ({"schemes": ["https", "http"]}, "http://receiver.example"),
+        ({"schemes": ["http"], "ports": [8080]}, "http://receiver.example:8080"),
+        ({"private_networks": ["10.1.0.0/16"]}, "https://10.1.2.3"),
+        ({"private_networks": ["fd00:1::/32"]}, "https://[fd00:1::2]"),
+        ({"allow_private_addresses": True}, "http://10.2.2.3:8123"),
+    ],
+)
+def test_a_receiver_within_the_settings_may_be_named(settings: dict[str, Any], url: str) -> None:
+    assert check_url(url, reach_of_webhooks(given(**settings))).geturl() == url
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({}, "http://receiver.example"),
+        ({}, "https://receiver.example:8443"),
+        ({}, "https://10.1.2.3"),
+        ({"ports": [8443]}, "https://receiver.example"),
+        ({"schemes": ["http"]}, "https://receiver.example"),
+        ({"schemes": ["https", "http"]}, "http://receiver.example:8080"),
+        ({"private_networks": ["10.1.0.0/16"]}, "https://10.2.2.3"),
+        ({"private_networks": ["10.1.0.0/16"]}, "https://10.1.2.3:8443"),
+        ({"schemes": ["https"], "allow_private_addresses": True}, "http://10.2.2.3"),
+    ],
+)
+def test_a_receiver_beyond_the_settings_is_refused_before_any_look_up(settings: dict[str, Any], url: str) -> None:
+    with pytest.raises(AddressRefused):
+        check_url(url, reach_of_webhooks(given(**settings)))
+
+
+def test_a_name_may_lead_into_a_network_that_is_allowed_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", Names(["10.1.0.9"], ["10.1.0.9", "10.2.0.9"]).look_up)
+    reach = reach_of_webhooks(given(private_networks=["10.1.0.0/16"]))
+    assert resolve("https://inside.example", reach)[1] == "10.1.0.9"
+    with pytest.raises(AddressRefused):
+        resolve("https://inside.example", reach)

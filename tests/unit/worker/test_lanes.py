@@ -125,10 +125,14 @@ def test_a_lane_that_is_quick_again_is_as_good_as_any(known: Callable[..., Lanes
     assert chosen(places, waiting(*["lane"] * 9)) == ["lane"] * 4
 
 
-def test_a_lane_whose_answers_have_to_be_cut_is_as_slow_ones(known: Callable[..., Lanes]) -> None:
+def test_a_lane_whose_answers_have_to_be_cut_rests_after_each_and_is_as_slow_ones(
+    known: Callable[..., Lanes], clock: Clock
+) -> None:
     places = known(quick=["lane"])
     [sent] = send(places, waiting("lane"))
     places.leave(sent, delivered=True, cut=True)
+    assert chosen(places, waiting(*["lane"] * 9)) == []
+    clock.now += lanes.CUT_REST_SECONDS
     assert chosen(places, waiting(*["lane"] * 9)) == ["lane"]
 
 
@@ -148,7 +152,7 @@ def test_what_is_known_of_lanes_does_not_grow_for_ever(
 ) -> None:
     monkeypatch.setattr(lanes, "KNOWN_LANES", 2)
     places = known(quick=["first", "second", "third"])
-    assert chosen(places, waiting(*["first"] * 2, *["third"] * 2)) == ["first", "third", "third"]
+    assert chosen(places, waiting(*["first"] * 2, *["third"] * 2)) == ["third", "third", "first"]
 
 
 def test_a_lane_that_only_fails_is_tried_ever_more_rarely_and_one_success_frees_it(
@@ -167,3 +171,9 @@ def test_a_lane_that_only_fails_is_tried_ever_more_rarely_and_one_success_frees_
     [sent] = send(places, places.choose(waiting("lane")))
     places.leave(sent, delivered=True)
     assert chosen(places, waiting(*["lane"] * 9)) == ["lane"] * 4
+
+
+def test_news_to_quick_lanes_are_begun_before_those_that_came_earlier_to_others(known: Callable[..., Lanes]) -> None:
+    places = known(quick=["quick"], slow=["slow"])
+    chosen = places.choose(waiting("slow", "new", "quick"))
+    assert [each.lane for each in chosen] == ["quick", "slow", "new"]
