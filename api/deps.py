@@ -10,7 +10,7 @@ from api.errors import Unauthorized
 from shared import tenants
 from shared.broker import Hints
 from shared.config import Settings
-from shared.db import SessionFactory, create_session_factory
+from shared.db import SessionFactory, create_session_factory, read
 from shared.models import Tenant
 from shared.storage import Storage
 
@@ -36,7 +36,7 @@ class Resources:
         self.sessions.kw["bind"].dispose()
 
 
-def get_resources(request: Request) -> Resources:
+async def get_resources(request: Request) -> Resources:  # or a thread would be woken to look it up
     resources: Resources = request.app.state.resources
     return resources
 
@@ -49,10 +49,10 @@ _bearer = HTTPBearer(auto_error=False, description="An API key, `mk_…`")
 def get_tenant(
     resources: Built, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Tenant:
-    """Raises Unauthorized. The key is looked up in a transaction of its own, so that none is held while files move."""
+    """Raises Unauthorized. No connection is held from then on, while files move."""
     if credentials is None:
         raise Unauthorized("send an API key: `Authorization: Bearer mk_…`")
-    with resources.sessions.begin() as session:
+    with read(resources.sessions) as session:
         tenant = tenants.find_tenant(session, credentials.credentials)
     if tenant is None:
         raise Unauthorized("the API key is not valid")

@@ -11,6 +11,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, TooLarge, describe_problems
 from api.schemas import ArrivedPart, CompletedPart, CompletedUpload, NewUpload, PartLink, PartLinks, Upload, WantedParts
+from shared.db import read
 from shared.errors import InvalidTransition, NotFound, SourceMissing, UploadIncomplete, UploadLost
 from shared.inference.signatures import HEAD_BYTES
 from shared.kinds import tell_kind
@@ -195,7 +196,7 @@ def _pin(resources: Resources, row: UploadRow) -> UploadRow:
 
 
 def _find(resources: Resources, tenant: Tenant, upload_id: uuid.UUID) -> UploadRow:
-    with resources.sessions() as session:
+    with read(resources.sessions) as session:
         row = session.scalar(
             select(UploadRow).where(
                 UploadRow.id == upload_id, UploadRow.tenant_id == tenant.id, UploadRow.expires_at > func.now()
