@@ -220,6 +220,7 @@ class Job(Base):
         CheckConstraint("(manifest_key IS NOT NULL) = (state = 'succeeded')", name="manifest_when_succeeded"),
         CheckConstraint("(error IS NOT NULL) = (state IN ('failed', 'expired'))", name="error_when_failed"),
         Index("ix_jobs_newest", "tenant_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_state_newest", "tenant_id", "state", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_start_by", "start_by", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_stop_by", "stop_by", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_expires_at", "expires_at"),
