@@ -23,7 +23,7 @@ from shared.models import Job, JobState, Tenant
 
 MODES = ("demo", "fast", "balanced", "accurate", "sota")
 WARM_UP = 20
-TENANTS = 40  # the largest of them has three tenths of all jobs
+TENANTS = 20  # the largest of them has a third of all jobs
 OLDEST_FIRST_EVERY = 16  # as workers do
 
 _FILL = (
