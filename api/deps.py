@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.backlog import Backlog
 from api.errors import Unauthorized
 from shared import tenants
 from shared.broker import Hints
@@ -21,14 +22,17 @@ class Resources:
     sessions: SessionFactory
     storage: Storage
     hints: Hints
+    backlog: Backlog
 
     @classmethod
     def build(cls, settings: Settings) -> Self:
+        sessions = create_session_factory(settings.database)
         return cls(
             settings=settings,
-            sessions=create_session_factory(settings.database),
+            sessions=sessions,
             storage=Storage.from_settings(settings.storage),
             hints=Hints(settings.broker),
+            backlog=Backlog(sessions, limit=settings.jobs.queued_limit),
         )
 
     def close(self) -> None:

@@ -11,15 +11,18 @@ from typing import Any
 import psycopg
 from sqlalchemy import make_url, select, text
 
+from api.backlog import Backlog
 from api.deps import Resources
+from api.pages import next_cursor
 from api.routes.jobs import list_jobs
 from bench._system import System
 from bench.webhooks import percentile
 from shared import db, lifecycle
-from shared.broker import GPU
+from shared.broker import GPU, Hints
 from shared.config import Settings
 from shared.db import SessionFactory
 from shared.models import Job, JobState, Tenant
+from shared.storage import Storage
 
 MODES = ("demo", "fast", "balanced", "accurate", "sota")
 WARM_UP = 20
@@ -126,10 +129,6 @@ def fill(system: System, rows: int) -> Iterator[Filled]:
 
 
 def _look_into(settings: Settings, sessions: SessionFactory, rows: int) -> Filled:
-    from api.pages import next_cursor
-    from shared.broker import Hints
-    from shared.storage import Storage
-
     with sessions() as session:
         most = "SELECT tenant_id FROM jobs GROUP BY tenant_id ORDER BY count(*) DESC LIMIT 1"
         tenant = session.get_one(Tenant, session.scalar(text(most)))
@@ -138,8 +137,9 @@ def _look_into(settings: Settings, sessions: SessionFactory, rows: int) -> Fille
     hints = Hints(settings.broker)
     hints.close()
     resources = Resources(
-        settings=settings, sessions=sessions, storage=Storage.from_settings(settings.storage), hints=hints
-    )
+        settings=settings, sessions=sessions, storage=Storage.from_settings(settings.storage), hints=hints,
+        backlog=Backlog(sessions, limit=settings.jobs.queued_limit),
+    )  # fmt: skip
     return Filled(rows, resources, tenant, next_cursor(half, limit=1) or "")
 
 

@@ -62,7 +62,7 @@ _SUBMIT_BODY = {
     response_model=Job,
     responses={
         200: {"model": Job, "description": "Finished within `Prefer: wait`"},
-        **describe_problems(401, 403, 404, 409, 413, 422, 503),
+        **describe_problems(401, 403, 404, 409, 413, 422, 429, 503, 507),
     },
     openapi_extra=_SUBMIT_BODY,
 )
