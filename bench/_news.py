@@ -94,7 +94,9 @@ def _listen(
     system: System, job_id: uuid.UUID, events: int, heard: list[int], place: int, ready: threading.Barrier
 ) -> None:
     url = urlsplit(system.stack.url)
-    head = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: {url.netloc}\r\nAuthorization: Bearer {system.stack.api_key}"
+    head = (
+        f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: {url.netloc}\r\nAuthorization: Bearer {system.stack.api_key}"
+    )
     with (
         socket.create_connection((url.hostname, url.port or 80), timeout=LISTEN_SECONDS) as line,
         line.makefile("rb") as stream,

@@ -117,9 +117,7 @@ def fill(system: System, rows: int) -> Iterator[Filled]:
             session.execute(text(statement), {"rows": rows, "tenants": TENANTS, "modes": list(MODES)})
     filling.kw["bind"].dispose()
     _execute(url, "VACUUM ANALYZE")
-    settings = system.settings.model_copy(
-        update={"database": system.settings.database.model_copy(update={"url": url})}
-    )
+    settings = system.settings.model_copy(update={"database": system.settings.database.model_copy(update={"url": url})})
     sessions = db.create_session_factory(settings.database)
     try:
         yield _look_into(settings, sessions, rows)

@@ -32,7 +32,9 @@ def bare_endpoint(system: System) -> Iterator[str]:
     """Its URL. One process with the flags of the service's own, on the same database."""
     with closing(socket.create_server((HOST, 0))) as listening:
         port: int = listening.getsockname()[1]
-    arguments = tuple("bench._bare:create_app" if each == "api.main:create_app" else each for each in api_arguments(port))
+    arguments = tuple(
+        "bench._bare:create_app" if each == "api.main:create_app" else each for each in api_arguments(port)
+    )
     url, environment = f"http://{HOST}:{port}", app_environment(system.stack.environment())
     app = App(
         "bare", home=system.stack.path, arguments=arguments, environment=environment,
@@ -50,9 +52,7 @@ def compare(
 ) -> dict[str, Any]:
     """The service and the bare endpoint by turns, each with so many clients that send one request after another."""
     body = json.dumps({"source": {"upload_id": upload_id}, "mode": "demo"}).encode()
-    ours, bare = (
-        make_request(url, "/v1/jobs", body, key=system.stack.api_key) for url in (system.stack.url, bare_url)
-    )
+    ours, bare = (make_request(url, "/v1/jobs", body, key=system.stack.api_key) for url in (system.stack.url, bare_url))
     for url, request in ((bare_url, bare), (system.stack.url, ours)):
         send_all(url, request, clients=1, seconds=seconds, most=WARM_UP)
     told: dict[str, list[Turn]] = {"bare": [], "ours": []}

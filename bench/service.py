@@ -122,9 +122,7 @@ def measure(system: System, options: argparse.Namespace) -> dict[str, Any]:
     figures[f"events_per_second_{options.listeners}_listeners"] = round(told["events_per_second"], 1)
     if options.outage_seconds:
         figures |= measure_outage(system, upload_id, seconds=options.outage_seconds)
-    rows = measure_submissions(
-        system, upload_id, clients=options.clients, seconds=options.seconds, turns=options.turns
-    )
+    rows = measure_submissions(system, upload_id, clients=options.clients, seconds=options.seconds, turns=options.turns)
     figures |= _submissions.summarise(rows) | {"submissions": rows}
     return figures | _rows.measure(system, options.rows, repeats=options.repeats, turns=options.turns)
 

@@ -146,11 +146,14 @@ def _write_submission(names: tuple[tuple[str, ...], ...]) -> Select[Any]:
         insert(table).values({name: bindparam(f"{number}_{name}", type_=table.c[name].type) for name in each})
         for number, (table, each) in enumerate(zip(tables, names, strict=True))
     ]
-    inserts[0] = inserts[0].values(start_by=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("0_start_deadline_seconds")))
+    inserts[0] = inserts[0].values(
+        start_by=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("0_start_deadline_seconds"))
+    )
     inserts[2:] = [each.values(hint_at=_in(queue.HINT_SECONDS)) for each in inserts[2:]]
     filled_in = [column for column in Job.__table__.c if column.server_default is not None]
     made, *others = (
-        each.returning(*filled_in, Job.__table__.c.start_by) if number == 0 else each for number, each in enumerate(inserts)
+        each.returning(*filled_in, Job.__table__.c.start_by) if number == 0 else each
+        for number, each in enumerate(inserts)
     )
     return select(made.cte("made")).add_cte(*(each.cte(f"other_{number}") for number, each in enumerate(others)))
 

@@ -79,8 +79,13 @@ _ALIKE_OF_GROUPS = """
 """
 _ALIKE_STEPS = text(_GROUPS + _ALIKE_OF_GROUPS)
 _OLDEST_STEP = text("""
-    SELECT id FROM steps WHERE state = 'queued' AND queue = :queue AND mode = ANY(:modes) AND run_after <= now()
-    ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+    WITH heads AS (
+        SELECT head.id FROM unnest(CAST(:modes AS text[])) served CROSS JOIN LATERAL (
+            SELECT id FROM steps WHERE state = 'queued' AND queue = :queue AND mode = served AND run_after <= now()
+            ORDER BY id LIMIT 8) head
+    )
+    SELECT steps.id FROM steps JOIN heads USING (id) WHERE steps.state = 'queued'
+    ORDER BY steps.id LIMIT 1 FOR UPDATE OF steps SKIP LOCKED
 """)
 _DUE_HINTS = text("""
     WITH idle AS (
