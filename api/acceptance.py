@@ -23,7 +23,8 @@ WOKEN_AT_ONCE = 64  # more workers than that are woken by upkeep, within seconds
 
 
 def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
-    """Raises what may be wrong with the source (`api/sources.py`), QueueFull, IdempotencyConflict, StorageUnavailable."""
+    """Raises what may be wrong with the source (`api/sources.py`), QueueFull, IdempotencyConflict and
+    StorageUnavailable."""
     resources.backlog.admit(1)
     job_id = create_id()
     wanted = submission.wanted

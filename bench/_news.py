@@ -5,7 +5,6 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import insert

@@ -35,10 +35,12 @@ _FILL = (
     """
     INSERT INTO jobs (id, tenant_id, state, kind, mode, options, metadata, priority, source, created_at, queued_at,
         start_by, start_deadline_seconds, run_timeout_seconds, keep_seconds)
-    SELECT uuidv7(age), owner.id, 'queued', 'image', (CAST(:modes AS text[]))[1 + floor(5 * random() ^ 2)::int], '{}', '{}',
-        (ARRAY[-10, -10, -10, 0, 0, 5])[1 + floor(6 * random())::int], '{"size_bytes": 100000, "filename": "a.png"}',
+    SELECT uuidv7(age), owner.id, 'queued', 'image', (CAST(:modes AS text[]))[1 + floor(5 * random() ^ 2)::int],
+        '{}', '{}', (ARRAY[-10, -10, -10, 0, 0, 5])[1 + floor(6 * random())::int],
+        '{"size_bytes": 100000, "filename": "a.png"}',
         now() + age, now() + age, now() + interval '1 day', 86400, 21600, 2592000
-    FROM (SELECT (number - CAST(:rows AS int)) * interval '1 second' AS age, floor(CAST(:tenants AS int) * random() ^ 3)::int AS place
+    FROM (SELECT (number - CAST(:rows AS int)) * interval '1 second' AS age,
+              floor(CAST(:tenants AS int) * random() ^ 3)::int AS place
           FROM generate_series(1, :rows) number) drawn
     JOIN (SELECT id, row_number() OVER () - 1 AS place FROM tenants) owner USING (place)
     """,

@@ -22,6 +22,7 @@ from shared.config import Settings
 from shared.db import SessionFactory
 from shared.inference.demo.scenes import draw_scene
 from shared.models import Tenant
+from shared.tenants import LOCAL_TENANT
 
 WAIT_SECONDS = 120
 Seen = TypeVar("Seen")
@@ -70,7 +71,7 @@ def connect(stack: Stack) -> Iterator[System]:
     try:
         with httpx2.Client(base_url=stack.url, headers=headers, timeout=30) as http:
             with sessions() as session:
-                tenant = session.scalars(select(Tenant)).one()
+                tenant = session.scalars(select(Tenant).where(Tenant.name == LOCAL_TENANT)).one()
             yield System(stack, settings, sessions, http, tenant)
     finally:
         sessions.kw["bind"].dispose()

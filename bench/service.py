@@ -24,7 +24,7 @@ from bench.webhooks import percentile
 SIDE = 512
 PAUSE_SECONDS = (0.05, 0.25)  # between jobs for an idle worker
 OUTAGE_PAUSE_SECONDS = 0.2
-ENDED = "('succeeded', 'failed', 'canceled', 'expired')"
+_ENDED = text("SELECT state FROM jobs WHERE id = :job AND state IN ('succeeded', 'failed', 'canceled', 'expired')")
 
 _TIMES = text("""
     SELECT 1000 * extract(epoch FROM claimed.created_at - jobs.created_at)::float AS claimed,
@@ -94,17 +94,15 @@ def measure_outage(system: System, upload_id: str, *, seconds: float) -> dict[st
 
 def forget_jobs(system: System) -> None:
     with system.sessions.begin() as session:
-        session.execute(text("DELETE FROM jobs"))
+        session.execute(text("DELETE FROM jobs WHERE state = 'queued'"))
     with system.sessions.kw["bind"].connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE jobs, steps, job_events"))
 
 
 def _wait_for_end(system: System, job: str) -> None:
-    ended = text(f"SELECT state FROM jobs WHERE id = :job AND state IN {ENDED}")
-
     def look() -> str | None:
         with system.sessions() as session:
-            state: str | None = session.scalar(ended, {"job": job})
+            state: str | None = session.scalar(_ENDED, {"job": job})
             return state
 
     state = wait_until(look, otherwise="a job did not end", pause_seconds=0.01)

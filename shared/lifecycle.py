@@ -14,14 +14,14 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, insert, inspect, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from shared import locks, queue, tally, webhooks
 from shared.contract import Failure
 from shared.errors import InvalidTransition, JobActive, LeaseLost
 from shared.locks import Lease
-from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState, create_id
+from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, StepState, create_id
 
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.EXPIRED}),
@@ -141,21 +141,18 @@ def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]])
 @cache
 def _write_submission(names: tuple[tuple[str, ...], ...]) -> Select[Any]:
     """Rows with values of these names: of the job, of its event, of its steps. Made once, as that takes a while."""
-    tables = [Job.__table__, JobEvent.__table__] + [Step.__table__] * (len(names) - 2)
-    inserts = [
-        insert(table).values({name: bindparam(f"{number}_{name}", type_=table.c[name].type) for name in each})
+    tables: list[type[Base]] = [Job, JobEvent, *[Step] * (len(names) - 2)]
+    job, event, *steps = (
+        insert(table.metadata.tables[table.__tablename__]).values(
+            {name: bindparam(f"{number}_{name}", type_=table.__table__.c[name].type) for name in each}
+        )
         for number, (table, each) in enumerate(zip(tables, names, strict=True))
-    ]
-    inserts[0] = inserts[0].values(
-        start_by=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("0_start_deadline_seconds"))
     )
-    inserts[2:] = [each.values(hint_at=_in(queue.HINT_SECONDS)) for each in inserts[2:]]
+    deadline = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("0_start_deadline_seconds"))
     filled_in = [column for column in Job.__table__.c if column.server_default is not None]
-    made, *others = (
-        each.returning(*filled_in, Job.__table__.c.start_by) if number == 0 else each
-        for number, each in enumerate(inserts)
-    )
-    return select(made.cte("made")).add_cte(*(each.cte(f"other_{number}") for number, each in enumerate(others)))
+    made = job.values(start_by=func.now() + deadline).returning(*filled_in, Job.__table__.c.start_by).cte("job")
+    others = [event, *(each.values(hint_at=_in(queue.HINT_SECONDS)) for each in steps)]
+    return select(made).add_cte(*(each.cte(f"other_{number}") for number, each in enumerate(others)))
 
 
 def submit_all(session: Session, jobs: Sequence[tuple[Job, Sequence[tuple[StepKind, str]]]]) -> list[Step]:
@@ -452,9 +449,9 @@ def must_stop(session: Session, step: Step) -> bool:
     return job.cancel_requested_at is not None or job.state.is_terminal
 
 
-def _values_of(row: Job | Step | JobEvent) -> dict[str, Any]:
+def _values_of(row: Base) -> dict[str, Any]:
     """By column."""
-    columns = inspect(type(row)).column_attrs
+    columns = row.__mapper__.column_attrs
     return {each.columns[0].name: vars(row)[each.key] for each in columns if each.key in vars(row)}
 
 

@@ -272,7 +272,8 @@ class Step(Base):
             "queue", "tenant_id", "mode", text("priority DESC"), "id",
             postgresql_where=text("state = 'queued'"),
         ),
-        Index("ix_steps_oldest", "queue", "id", postgresql_where=text("state = 'queued'")),  # for workers of 0.1.0 alone
+        # For workers of the version before alone.
+        Index("ix_steps_oldest", "queue", "id", postgresql_where=text("state = 'queued'")),
         Index("ix_steps_oldest_of_mode", "queue", "mode", "id", postgresql_where=text("state = 'queued'")),
         Index("ix_steps_hint_at", "hint_at", postgresql_where=text("state = 'queued'")),
         Index("ix_steps_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),

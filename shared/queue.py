@@ -12,8 +12,8 @@ from shared.models import Job, Step, StepState
 HINT_SECONDS = 10  # a queued step that nobody claimed is hinted again this often
 POSITION_LIMIT = 10_000  # beyond it nobody cares, and counting costs
 
-# The head of every (tenant, mode) group is found by a loose index scan, so the cost follows the number of groups and not
-# the number of queued steps.
+# The head of every (tenant, mode) group is found by a loose index scan, so the cost follows the number of groups, and
+# not that of queued steps.
 _GROUPS = """
     WITH RECURSIVE groups AS (
         (SELECT tenant_id, mode, priority, id, run_after FROM steps WHERE state = 'queued' AND queue = :queue

@@ -128,12 +128,13 @@ PAGES = 2_000  # of eight kilobytes, of some fifteen thousand that the table and
 _FILL = (
     "INSERT INTO jobs (id, tenant_id, state, kind, mode, options, metadata, priority, source, start_by,"
     "    start_deadline_seconds, run_timeout_seconds, keep_seconds)"
-    " SELECT gen_random_uuid(), (SELECT id FROM tenants), 'queued', 'image', (ARRAY['demo', 'fast', 'sota'])[1 + n % 3],"
-    "    '{}', '{}', n % 7, '{}', now(), 60, 60, 60 FROM generate_series(1, :rows) n",
+    " SELECT gen_random_uuid(), (SELECT id FROM tenants), 'queued', 'image',"
+    "    (ARRAY['demo', 'fast', 'sota'])[1 + n % 3], '{}', '{}', n % 7, '{}', now(), 60, 60, 60"
+    " FROM generate_series(1, :rows) n",
     "INSERT INTO steps (id, job_id, tenant_id, ordinal, kind, queue, mode, priority, state)"
     " SELECT gen_random_uuid(), id,"
-    "    CAST('00000000-0000-0000-0000-0000000000' || (10 + floor(20 * random()))::int AS uuid), 0, 'infer', 'gpu', mode,"
-    "    priority, 'queued' FROM jobs",
+    "    CAST('00000000-0000-0000-0000-0000000000' || (10 + floor(20 * random()))::int AS uuid), 0, 'infer', 'gpu',"
+    "    mode, priority, 'queued' FROM jobs",
     "ANALYZE jobs, steps",
 )
 
