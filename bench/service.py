@@ -105,7 +105,7 @@ def _wait_for_end(system: System, job: str) -> None:
             state: str | None = session.scalar(_ENDED, {"job": job})
             return state
 
-    state = wait_until(look, otherwise="a job did not end", pause_seconds=0.01)
+    state = wait_until(look, otherwise="a job did not end", pause_seconds=0.05)
     assert state == "succeeded", state
 
 

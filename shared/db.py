@@ -92,8 +92,9 @@ def _refuse_cut(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) 
     To ask whether it still answers, as `pool_pre_ping` does, would be a trip to the database for every request.
     """
     line = select.poll()
-    line.register(connection.fileno(), select.POLLIN)
-    if line.poll(0):
+    if not connection.closed:
+        line.register(connection.fileno(), select.POLLIN)
+    if connection.closed or line.poll(0):
         raise DisconnectionError("the connection was cut")
 
 
