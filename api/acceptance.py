@@ -26,8 +26,9 @@ WOKEN_AT_ONCE = 64  # more workers than that are woken by upkeep, within seconds
 
 
 def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
-    """Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; IdempotencyConflict;
-    StorageUnavailable."""
+    """Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; QueueFull;
+    IdempotencyConflict; StorageUnavailable."""
+    resources.backlog.admit(1)
     job_id = create_id()
     wanted = submission.wanted
     _check_webhook(resources, wanted.webhook_url)
@@ -60,8 +61,10 @@ def accept_batch(resources: Resources, tenant: Tenant, wanted: NewBatch, hold: H
     _check_webhook(resources, wanted.webhook_url)
     if wanted.prefix is not None:
         sources = list_prefix(resources, tenant, wanted.prefix, wanted)
+        resources.backlog.admit(len(sources))
         details: list[dict[str, Any]] = [{}] * len(sources)
     else:
+        resources.backlog.admit(len(wanted.items or []))
         sources = look_at_items(resources, tenant, wanted.items or [], wanted)
         details = [item.metadata for item in wanted.items or []]
     options = wanted.options.model_dump(mode="json")

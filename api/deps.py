@@ -6,11 +6,12 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.backlog import Backlog
 from api.errors import Unauthorized
 from shared import tenants
 from shared.broker import Hints
 from shared.config import Settings
-from shared.db import SessionFactory, create_session_factory
+from shared.db import SessionFactory, create_session_factory, read
 from shared.models import Tenant
 from shared.storage import Storage
 
@@ -21,14 +22,17 @@ class Resources:
     sessions: SessionFactory
     storage: Storage
     hints: Hints
+    backlog: Backlog
 
     @classmethod
     def build(cls, settings: Settings) -> Self:
+        sessions = create_session_factory(settings.database)
         return cls(
             settings=settings,
-            sessions=create_session_factory(settings.database),
+            sessions=sessions,
             storage=Storage.from_settings(settings.storage),
             hints=Hints(settings.broker),
+            backlog=Backlog(sessions, limit=settings.jobs.queued_limit),
         )
 
     def close(self) -> None:
@@ -36,7 +40,7 @@ class Resources:
         self.sessions.kw["bind"].dispose()
 
 
-def get_resources(request: Request) -> Resources:
+async def get_resources(request: Request) -> Resources:  # or a thread would be woken to look it up
     resources: Resources = request.app.state.resources
     return resources
 
@@ -49,10 +53,10 @@ _bearer = HTTPBearer(auto_error=False, description="An API key, `mk_…`")
 def get_tenant(
     resources: Built, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Tenant:
-    """Raises Unauthorized. The key is looked up in a transaction of its own, so that none is held while files move."""
+    """Raises Unauthorized. No connection is held from then on, while files move."""
     if credentials is None:
         raise Unauthorized("send an API key: `Authorization: Bearer mk_…`")
-    with resources.sessions.begin() as session:
+    with read(resources.sessions) as session:
         tenant = tenants.find_tenant(session, credentials.credentials)
     if tenant is None:
         raise Unauthorized("the API key is not valid")

@@ -37,10 +37,26 @@ class TooLarge(MasklineError):
     code = "too_large"
 
 
+class QueueFull(MasklineError):
+    """Of the whole system; nothing was taken, and there is room again when jobs have run."""
+
+    code = "queue_full"
+    retryable = True
+
+
+class DiskFull(MasklineError):
+    """The disk of this process, where the files of forms are kept until they are stored."""
+
+    code = "disk_full"
+    retryable = True
+
+
 STATUS: dict[type[MasklineError], int] = {
     Unauthorized: 401,
     InvalidRequest: 422,
     TooLarge: 413,
+    QueueFull: 429,
+    DiskFull: 507,
     errors.NotFound: 404,
     errors.InvalidTransition: 409,
     errors.JobActive: 409,
@@ -162,7 +178,7 @@ def _problem(
         errors=found,
     )  # fmt: skip
     extra = dict(headers or {})
-    if status == 503 or code == errors.IdempotencyConflict.code:
+    if status in (429, 503, 507) or code == errors.IdempotencyConflict.code:
         extra["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if status == 401:
         extra["WWW-Authenticate"] = "Bearer"

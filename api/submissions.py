@@ -1,5 +1,6 @@
 """Reading `POST /v1/jobs`: a multipart form with a file, or JSON naming a source. Both become one Submission."""
 
+import errno
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from api.errors import InvalidRequest, TooLarge
+from api.errors import DiskFull, InvalidRequest, TooLarge
 from api.schemas import JobSettings, NewJob, NewSource
 from shared.config import Api
 from shared.sources import clean_name
@@ -21,6 +22,7 @@ from shared.sources import clean_name
 FORM_FIELDS = frozenset({"mode", "options", "webhook_url", "metadata", "priority", "expect"})
 JSON_FIELDS = frozenset({"options", "metadata", "priority"})
 FIELD_BYTES = 64_000
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HASH_BLOCK_BYTES = 2**20
 
 Wanted = TypeVar("Wanted", bound=JobSettings)
@@ -51,7 +53,12 @@ async def read_submission(request: Request, limits: Api) -> AsyncIterator[Submis
     if kind == "application/json":
         yield _read_json(await request.body(), limits)
     elif kind == "multipart/form-data":
-        form = await request.form(max_files=1, max_fields=len(FORM_FIELDS), max_part_size=FIELD_BYTES)
+        try:
+            form = await request.form(max_files=1, max_fields=len(FORM_FIELDS), max_part_size=FIELD_BYTES)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise DiskFull("there is no room for the file here now; nothing was kept, try again") from error
         try:
             yield await run_in_threadpool(_read_form, form, limits)
         finally:

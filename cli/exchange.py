@@ -12,7 +12,7 @@ from cli.failures import REFUSED, UNREACHABLE, Failure
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.25  # doubled after every attempt
 LONGEST_PAUSE_SECONDS = 10.0  # however long a server asks to wait
-BUSY = frozenset({429, 502, 503, 504})
+BUSY = frozenset({429, 502, 503, 504, 507})
 
 
 class ApiError(Failure):

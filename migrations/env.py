@@ -19,14 +19,18 @@ ADVISORY_LOCK = 0x6D61736B  # "mask"
 LOCK_SECONDS = 1  # for which the service may stall
 PAUSE_SECONDS = 1.0
 TRIES = 5
+TURN_SECONDS = 0.1
 
 
 def migrate() -> None:
     url = context.config.attributes.get("database_url") or load_settings().database.url
-    engine = create_engine(url, poolclass=pool.NullPool)
+    limit = f"-c lock_timeout={LOCK_SECONDS}s"  # of the connection, so that a migration may set another and RESET it
+    engine = create_engine(url, poolclass=pool.NullPool, connect_args={"options": limit})
     with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
-        connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
+        # Asked again and again: who waits inside a transaction holds up an index that is made concurrently.
+        while not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK}):
+            connection.rollback()
+            time.sleep(TURN_SECONDS)
         connection.commit()
         for tries_left in reversed(range(TRIES)):
             try:

@@ -18,7 +18,8 @@ RUN = "maskline.run"
 DELIVER = "maskline.deliver"
 GPU, IO, WEBHOOKS = "gpu", "io", "webhooks"
 """The queues. Webhooks have their own, as a download or the joining of a long recording may take hours."""
-BACKLOG = 1000
+BACKLOG = 200
+REST_SECONDS = 0.005  # after each: any hint wakes for all that is queued, and what sends them shares its interpreter
 CHECK_SECONDS = 2
 EXPIRES_SECONDS = 300  # by then upkeep has hinted many times over
 
@@ -74,6 +75,7 @@ class Hints:
         self._app = Celery("maskline-hints", set_as_current=False)
         self._app.conf.update(celery_settings(settings))
         self._waiting: queue.Queue[tuple[str, str, list[str]] | None] = queue.Queue(maxsize=BACKLOG)
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_waiting, name="hints", daemon=True)
         self._thread.start()
         self.unsent = 0
@@ -98,6 +100,7 @@ class Hints:
         return None
 
     def close(self, *, seconds: float = 2) -> None:
+        self._closing.set()
         self._put(None)
         self._thread.join(seconds)
 
@@ -115,3 +118,4 @@ class Hints:
             except Exception as error:  # whatever the broker's trouble is, upkeep makes up for it
                 self.unsent += 1
                 log.warning("a hint was not sent", task=task, queue=queue_name, error=str(error), unsent=self.unsent)
+            self._closing.wait(REST_SECONDS)

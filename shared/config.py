@@ -94,6 +94,8 @@ class Api(Group):
 
 
 class Jobs(Group):
+    queued_limit: int = Field(default=1_000_000, ge=1)
+    """Of all tenants together; beyond it new jobs are refused with 429 until others have begun."""
     start_deadline_seconds: Seconds = 86400
     run_timeout_seconds: Seconds = 6 * 3600
     keep_seconds: Seconds = 30 * 86400

@@ -1,5 +1,8 @@
 """The database: engine, sessions and migrations. Sync everywhere; whoever opens a session commits it."""
 
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -9,6 +12,7 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.config import Database
@@ -41,12 +45,13 @@ def create_database_engine(database: Database) -> Engine:
         "lock_timeout": database.lock_timeout_seconds,
         "idle_in_transaction_session_timeout": 2 * database.statement_timeout_seconds,
     }
+    options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()]
+    options.append("-c jit=off")  # compiling takes longer than any of these statements runs
     engine = create_engine(
         database.url,
         pool_size=database.pool_size,
         max_overflow=0,
         pool_timeout=database.pool_wait_seconds,
-        pool_pre_ping=True,
         connect_args={
             "connect_timeout": 5,
             "keepalives": 1,
@@ -54,7 +59,7 @@ def create_database_engine(database: Database) -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            "options": " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()),
+            "options": " ".join(options),
         },
     )
 
@@ -64,12 +69,33 @@ def create_database_engine(database: Database) -> Engine:
         connection.answer_seconds = database.statement_timeout_seconds + SILENT_SECONDS
         return connection
 
+    event.listen(engine, "checkout", _refuse_cut)
     return engine
 
 
 def create_session_factory(database: Database) -> SessionFactory:
     """Sessions whose rows stay readable after the commit, since answers are written from them."""
     return sessionmaker(create_database_engine(database), expire_on_commit=False)
+
+
+@contextmanager
+def read(sessions: SessionFactory) -> Iterator[Session]:
+    """A session for statements that only read, each a transaction of its own: one around them is two more trips."""
+    with sessions() as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        yield session
+
+
+def _refuse_cut(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
+    """Nobody is asked anything, so whatever there is to read in a pooled connection is its end: the pool replaces it.
+
+    To ask whether it still answers, as `pool_pre_ping` does, would be a trip to the database for every request.
+    """
+    line = select.poll()
+    if not connection.closed:
+        line.register(connection.fileno(), select.POLLIN)
+    if connection.closed or line.poll(0):
+        raise DisconnectionError("the connection was cut")
 
 
 def migration_config(database_url: str) -> alembic.config.Config:

@@ -238,6 +238,7 @@ class Job(Base):
         CheckConstraint("(manifest_key IS NOT NULL) = (state = 'succeeded')", name="manifest_when_succeeded"),
         CheckConstraint("(error IS NOT NULL) = (state IN ('failed', 'expired'))", name="error_when_failed"),
         Index("ix_jobs_newest", "tenant_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_state_newest", "tenant_id", "state", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_start_by", "start_by", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_stop_by", "stop_by", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_expires_at", "expires_at"),
@@ -293,7 +294,9 @@ class Step(Base):
             "queue", "tenant_id", "mode", text("priority DESC"), "id",
             postgresql_where=text("state = 'queued'"),
         ),
+        # For workers of the version before alone.
         Index("ix_steps_oldest", "queue", "id", postgresql_where=text("state = 'queued'")),
+        Index("ix_steps_oldest_of_mode", "queue", "mode", "id", postgresql_where=text("state = 'queued'")),
         Index("ix_steps_hint_at", "hint_at", postgresql_where=text("state = 'queued'")),
         Index("ix_steps_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
     )  # fmt: skip

@@ -12,28 +12,38 @@ from shared.models import Job, Step, StepState
 HINT_SECONDS = 10  # a queued step that nobody claimed is hinted again this often
 POSITION_LIMIT = 10_000  # beyond it nobody cares, and counting costs
 
-# The heads of every (tenant, mode) group are found by a loose index scan, so the cost follows the number of groups
-# and not the number of queued steps. Several heads per group keep claimers that arrive together from colliding.
+# The head of every (tenant, mode) group is found by a loose index scan, so the cost follows the number of groups, and
+# not that of queued steps.
 _GROUPS = """
     WITH RECURSIVE groups AS (
-        (SELECT tenant_id, mode FROM steps WHERE state = 'queued' AND queue = :queue
-         ORDER BY tenant_id, mode LIMIT 1)
+        (SELECT tenant_id, mode, priority, id, run_after FROM steps WHERE state = 'queued' AND queue = :queue
+         ORDER BY tenant_id, mode, priority DESC, id LIMIT 1)
         UNION ALL
-        SELECT following.tenant_id, following.mode FROM groups CROSS JOIN LATERAL (
-            SELECT tenant_id, mode FROM steps WHERE state = 'queued' AND queue = :queue
-            AND (tenant_id, mode) > (groups.tenant_id, groups.mode) ORDER BY tenant_id, mode LIMIT 1) following
+        SELECT following.* FROM groups CROSS JOIN LATERAL (
+            SELECT tenant_id, mode, priority, id, run_after FROM steps WHERE state = 'queued' AND queue = :queue
+            AND (tenant_id, mode) > (groups.tenant_id, groups.mode)
+            ORDER BY tenant_id, mode, priority DESC, id LIMIT 1) following
     ), busy AS (
         SELECT tenant_id, count(*) AS running FROM steps WHERE state = 'running' AND queue = :queue GROUP BY tenant_id
     )
 """
+# Only of the best groups are more heads looked at: they keep claimers that arrive together from colliding.
 _BEST_OF_GROUPS = """
-    , heads AS (
-        SELECT head.id, head.priority, coalesce(busy.running, 0) AS running, groups.mode
+    , best AS (
+        SELECT groups.tenant_id, groups.mode, coalesce(busy.running, 0) AS running
         FROM groups LEFT JOIN busy USING (tenant_id) CROSS JOIN LATERAL (
-            SELECT id, priority FROM steps WHERE state = 'queued' AND queue = :queue
-            AND tenant_id = groups.tenant_id AND mode = groups.mode AND run_after <= now()
-            ORDER BY priority DESC, id LIMIT 8) head
+            SELECT groups.id, groups.priority WHERE groups.run_after <= now()
+            UNION ALL
+            (SELECT id, priority FROM steps WHERE groups.run_after > now() AND state = 'queued' AND queue = :queue
+             AND tenant_id = groups.tenant_id AND mode = groups.mode AND run_after <= now()
+             ORDER BY priority DESC, id LIMIT 1)) head
         WHERE groups.mode = ANY(:modes)
+        ORDER BY head.priority DESC, running, groups.mode IS DISTINCT FROM :mode_loaded, head.id LIMIT 8
+    ), heads AS (
+        SELECT head.id, head.priority, best.running, best.mode FROM best CROSS JOIN LATERAL (
+            SELECT id, priority FROM steps WHERE state = 'queued' AND queue = :queue
+            AND tenant_id = best.tenant_id AND mode = best.mode AND run_after <= now()
+            ORDER BY priority DESC, id LIMIT 8) head
     )
     SELECT steps.id FROM steps JOIN heads USING (id) WHERE steps.state = 'queued'
     ORDER BY heads.priority DESC, heads.running, heads.mode IS DISTINCT FROM :mode_loaded, steps.id
@@ -69,8 +79,13 @@ _ALIKE_OF_GROUPS = """
 """
 _ALIKE_STEPS = text(_GROUPS + _ALIKE_OF_GROUPS)
 _OLDEST_STEP = text("""
-    SELECT id FROM steps WHERE state = 'queued' AND queue = :queue AND mode = ANY(:modes) AND run_after <= now()
-    ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+    WITH heads AS (
+        SELECT head.id FROM unnest(CAST(:modes AS text[])) served CROSS JOIN LATERAL (
+            SELECT id FROM steps WHERE state = 'queued' AND queue = :queue AND mode = served AND run_after <= now()
+            ORDER BY id LIMIT 8) head
+    )
+    SELECT steps.id FROM steps JOIN heads USING (id) WHERE steps.state = 'queued'
+    ORDER BY steps.id LIMIT 1 FOR UPDATE OF steps SKIP LOCKED
 """)
 _DUE_HINTS = text("""
     WITH idle AS (

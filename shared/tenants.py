@@ -47,16 +47,19 @@ def find_tenant(session: Session, key: str) -> Tenant | None:
     if parsed is None:
         return None
     key_id, secret = parsed
-    row = session.scalar(
-        select(ApiKey).where(
+    row = session.execute(
+        select(Tenant, ApiKey.secret_sha256)
+        .join(ApiKey, ApiKey.tenant_id == Tenant.id)
+        .where(
             ApiKey.id == key_id,
             ApiKey.revoked_at.is_(None),
             or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
         )
-    )
+    ).one_or_none()
     if row is None or not hmac.compare_digest(row.secret_sha256, _digest(secret)):
         return None
-    return session.get(Tenant, row.tenant_id)
+    tenant: Tenant = row.Tenant
+    return tenant
 
 
 def ensure_local_tenant(session_factory: SessionFactory, *, api_key: str | None) -> LocalAccess:

@@ -24,7 +24,7 @@ POLL_AFTER_SECONDS = 5
 SECONDS_PER_ITEM = 0.05  # that looking at an upload may take when the storage is slow
 
 
-@router.post("", status_code=202, responses=describe_problems(401, 403, 404, 409, 413, 422, 503))
+@router.post("", status_code=202, responses=describe_problems(401, 403, 404, 409, 413, 422, 429, 503))
 def submit_batch(
     wanted: NewBatch,
     response: Response,

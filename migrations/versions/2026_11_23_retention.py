@@ -1,4 +1,4 @@
-"""Retention: what a tenant has kept and for how long, sources that go before results, and rows that go in slices.
+"""Retention: what a tenant has kept and for how long, sources that go before results, and what goes in slices.
 
 Workers of the version before go on beside it; the source of a job that ends in one of them goes with its result.
 """
@@ -23,25 +23,9 @@ def upgrade() -> None:
         op.add_column("jobs", sa.Column(name, _MOMENT, nullable=True))
     for table in ("uploads", "batches", "webhook_endpoints"):
         op.add_column(table, sa.Column("deleted_at", _MOMENT, nullable=True))
-    op.create_index(
-        "ix_jobs_source_expires_at", "jobs", ["source_expires_at"],
-        postgresql_where=sa.text("source_removed_at IS NULL AND source_expires_at < expires_at"),
-    )  # fmt: skip
-    op.create_index(
-        "ix_batches_deleted_at", "batches", ["deleted_at"], postgresql_where=sa.text("deleted_at IS NOT NULL")
-    )
-    for name in ("job_id", "batch_id"):
-        op.create_index(
-            f"ix_idempotency_keys_{name}", "idempotency_keys", [name],
-            postgresql_where=sa.text(f"{name} IS NOT NULL"),
-        )  # fmt: skip
 
 
 def downgrade() -> None:
-    for name in ("batch_id", "job_id"):
-        op.drop_index(f"ix_idempotency_keys_{name}", table_name="idempotency_keys")
-    op.drop_index("ix_batches_deleted_at", table_name="batches")
-    op.drop_index("ix_jobs_source_expires_at", table_name="jobs")
     for table in ("webhook_endpoints", "batches", "uploads"):
         op.drop_column(table, "deleted_at")
     for name in ("source_removed_at", "source_expires_at", "keep_source_seconds"):

@@ -52,6 +52,17 @@ def test_a_job_is_accepted_at_once_while_the_broker_hangs(service: Service, scen
     assert service.wait_for(job)["state"] == "succeeded"
 
 
+def test_what_is_submitted_while_the_broker_is_down_is_all_accepted_and_all_done_after_its_return(
+    service: Service, scene: bytes
+) -> None:
+    service.stack.kill("redis")
+    try:
+        jobs = [service.submit(scene) for _ in range(5)]
+    finally:
+        service.stack.start("redis")
+    assert [service.wait_for(job)["state"] for job in jobs] == ["succeeded"] * 5
+
+
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 def test_a_job_is_accepted_while_the_broker_takes_nothing(
     service: Service, broker: redis.Redis, scene: bytes, trouble: str

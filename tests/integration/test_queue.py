@@ -1,7 +1,7 @@
 """Which step is taken next, how many go before a job, and which steps workers are woken for."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -119,6 +119,54 @@ def test_a_long_row_of_pauses_does_not_hide_what_may_run(
         session.execute(update(Step).values(run_after=func.now() + timedelta(hours=1)))
     other = make_job().id
     assert taken(claim) == other
+
+
+# --- a long queue --------------------------------------------------------------------------------------------------
+
+LONG = 100_000
+PAGES = 2_000  # of eight kilobytes, of some fifteen thousand that the table and its indexes have
+_FILL = (
+    "INSERT INTO jobs (id, tenant_id, state, kind, mode, options, metadata, priority, source, start_by,"
+    "    start_deadline_seconds, run_timeout_seconds, keep_seconds)"
+    " SELECT gen_random_uuid(), (SELECT id FROM tenants), 'queued', 'image',"
+    "    (ARRAY['demo', 'fast', 'sota'])[1 + n % 3], '{}', '{}', n % 7, '{}', now(), 60, 60, 60"
+    " FROM generate_series(1, :rows) n",
+    "INSERT INTO steps (id, job_id, tenant_id, ordinal, kind, queue, mode, priority, state)"
+    " SELECT gen_random_uuid(), id,"
+    "    CAST('00000000-0000-0000-0000-0000000000' || (10 + floor(20 * random()))::int AS uuid), 0, 'infer', 'gpu',"
+    "    mode, priority, 'queued' FROM jobs",
+    "ANALYZE jobs, steps",
+)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from nodes(each)
+
+
+@pytest.mark.parametrize("modes", [["demo", "fast", "sota"], ["balanced"]], ids=["all modes", "one that nobody wants"])
+@pytest.mark.parametrize("statement", ["_BEST_STEP", "_OLDEST_STEP"])
+def test_a_claim_from_a_long_queue_reads_heads_from_partial_indexes_and_little_else(
+    sessions: SessionFactory, tenant: Tenant, long_queue: None, statement: str, modes: list[str]
+) -> None:
+    question = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + getattr(queue, statement).text
+    with sessions() as session:
+        [told] = session.scalar(text(question), {"queue": GPU, "modes": modes, "mode_loaded": None})
+    scans = [each for each in nodes(told["Plan"]) if each.get("Relation Name") == "steps"]
+    assert {each["Node Type"] for each in scans} <= {"Index Scan", "Index Only Scan"}
+    used = {each["Index Name"] for each in scans}
+    assert used <= {"ix_steps_claim", "ix_steps_lease", "ix_steps_oldest_of_mode", "pk_steps"}
+    assert used & {"ix_steps_claim", "ix_steps_oldest_of_mode"}
+    assert told["Plan"]["Shared Hit Blocks"] + told["Plan"]["Shared Read Blocks"] < PAGES
+
+
+@pytest.fixture
+def long_queue(sessions: SessionFactory, tenant: Tenant) -> None:
+    with sessions.begin() as session:
+        session.execute(text("SET LOCAL statement_timeout = 0"))
+        for statement in _FILL:
+            session.execute(text(statement), {"rows": LONG} if ":rows" in statement else {})
 
 
 # --- what is taken along -------------------------------------------------------------------------------------------
