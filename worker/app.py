@@ -13,7 +13,10 @@ from typing import Any
 import structlog
 from billiard import current_process
 from celery import Celery, bootsteps, signals
+from celery.app.amqp import AMQP
 from celery.worker.components import Pool
+from celery.worker.consumer.tasks import Tasks
+from kombu import Connection
 
 from shared import faults
 from shared import log as logs
@@ -25,7 +28,22 @@ from worker.roster import Roster
 
 log = structlog.get_logger(__name__)
 
-app = Celery("maskline", set_as_current=False, include=["worker.tasks"])
+RECONNECT_SECONDS = 2
+
+
+class SteadyConnection(Connection):
+    """Celery's pauses before it tries a lost broker again grow to half a minute, for which its return goes unseen."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        steady = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, **options}
+        return super().ensure_connection(*args, **steady)  # type: ignore[no-untyped-call]
+
+
+class Amqp(AMQP):  # type: ignore[misc]
+    Connection = SteadyConnection
+
+
+app = Celery("maskline", set_as_current=False, include=["worker.tasks"], amqp=Amqp)
 app.add_defaults(lambda: celery_settings(load_settings().broker))
 
 app.queue_name = ""
@@ -46,7 +64,20 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         hub.call_repeatedly(WATCH_SECONDS, partial(end_silent, 2 * load_settings().worker.lease_seconds))
 
 
+class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
+    """What was queued while no worker lived, or the broker was away, had its hints long ago."""
+
+    requires = (Tasks,)
+
+    def start(self, _consumer: Any) -> None:
+        if app.queue_name == WEBHOOKS:
+            app.send_task(DELIVER, queue=WEBHOOKS)
+        else:
+            app.send_task(RUN, args=["at start"], queue=app.queue_name)
+
+
 app.steps["worker"].add(Watch)
+app.steps["consumer"].add(LookForWork)
 
 
 def end_silent(seconds: float) -> None:
@@ -78,15 +109,6 @@ def build_process(**_: Any) -> None:
         settings, queue_name=app.queue_name, draining=app.draining,
         roster=app.roster, place=current_process().index,
     )  # fmt: skip
-
-
-@signals.worker_ready.connect
-def look_for_work(**_: Any) -> None:
-    """What was queued while no worker lived had its hints long ago."""
-    if app.queue_name == WEBHOOKS:
-        app.send_task(DELIVER, queue=WEBHOOKS)
-    else:
-        app.send_task(RUN, args=["at start"], queue=app.queue_name)
 
 
 @signals.worker_shutting_down.connect
