@@ -16,7 +16,7 @@ from celery import Celery, bootsteps, signals
 from celery.app.amqp import AMQP
 from celery.worker.components import Pool
 from celery.worker.consumer.tasks import Tasks
-from kombu import Connection
+from kombu.connection import Connection
 
 from shared import faults
 from shared import log as logs
