@@ -13,9 +13,10 @@ from api.idempotency import Hold
 from api.schemas import NewBatch
 from api.sources import Source, list_prefix, look_at, look_at_items, store_file
 from api.submissions import SentFile, Submission
-from shared import faults, lifecycle, retention, tally
+from shared import faults, intake, retention, tally
 from shared.config import Jobs
 from shared.contract import Batch, Job, describe_batch, describe_job
+from shared.db import autocommit
 from shared.egress import check_url, reach_of_webhooks
 from shared.models import Batch as BatchRow
 from shared.models import Job as JobRow
@@ -41,16 +42,14 @@ def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hol
         details=wanted.metadata, priority=wanted.priority, webhook_url=wanted.webhook_url,
         **_describe_source(source), **_describe_limits(resources.settings.jobs, tenant),
     )  # fmt: skip
-    with resources.sessions.begin() as session:
-        retention.hold_uploads(session, _name_uploads([source]))
-        [step] = lifecycle.submit(session, row, steps=[FIRST_STEPS[source.kind]])
+    with autocommit(resources.sessions) if hold is None else resources.sessions.begin() as session:
+        [step] = intake.submit(session, row, steps=[FIRST_STEPS[source.kind]])
         if hold is not None:
             idempotency.settle(session, hold, job_id=job_id)
-        job = describe_job(row)
-        faults.reach("job-uncommitted")
+            faults.reach("job-uncommitted")
     faults.reach("job-committed")
     resources.hints.wake(step.queue, step.id)
-    return job
+    return describe_job(row)
 
 
 def accept_batch(resources: Resources, tenant: Tenant, wanted: NewBatch, hold: Hold | None) -> Batch:
@@ -85,7 +84,7 @@ def accept_batch(resources: Resources, tenant: Tenant, wanted: NewBatch, hold: H
         session.add(row)
         session.flush()
         first_steps = [[FIRST_STEPS[source.kind]] for source in sources]
-        steps = lifecycle.submit_all(session, list(zip(jobs, first_steps, strict=True)))
+        steps = intake.submit_all(session, list(zip(jobs, first_steps, strict=True)))
         if hold is not None:
             idempotency.settle(session, hold, batch_id=row.id)
         session.refresh(row)

@@ -11,7 +11,7 @@ from api.errors import Unauthorized
 from shared import tenants
 from shared.broker import Hints
 from shared.config import Settings
-from shared.db import SessionFactory, create_session_factory, read
+from shared.db import SessionFactory, autocommit, create_session_factory
 from shared.models import Tenant
 from shared.storage import Storage
 
@@ -56,7 +56,7 @@ def get_tenant(
     """Raises Unauthorized. No connection is held from then on, while files move."""
     if credentials is None:
         raise Unauthorized("send an API key: `Authorization: Bearer mk_…`")
-    with read(resources.sessions) as session:
+    with autocommit(resources.sessions) as session:
         tenant = tenants.find_tenant(session, credentials.credentials)
     if tenant is None:
         raise Unauthorized("the API key is not valid")

@@ -11,7 +11,7 @@ from sqlalchemy import insert
 
 from bench._system import System
 from bench.webhooks import SOURCE, receive
-from shared import lifecycle
+from shared import intake, lifecycle
 from shared.broker import GPU, Hints
 from shared.contract import Options
 from shared.models import Job, JobEvent, StepKind, create_id
@@ -79,7 +79,7 @@ def queue_jobs(system: System, count: int) -> Sequence[uuid.UUID]:
         for _ in range(count)
     ]  # fmt: skip
     with system.sessions.begin() as session:
-        lifecycle.submit_all(session, [(job, [(StepKind.INFER, GPU)]) for job in jobs])
+        intake.submit_all(session, [(job, [(StepKind.INFER, GPU)]) for job in jobs])
     return [job.id for job in jobs]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import SecretStr
 
 from cli.local.servers import BUCKET, Servers, run_servers
-from shared import config, db, lifecycle, tenants
+from shared import config, db, intake, tenants
 from shared.broker import GPU, Hints
 from shared.config import Settings
 from shared.contract import Options
@@ -91,7 +91,7 @@ class Service:
             start_deadline_seconds=600, run_timeout_seconds=600, keep_seconds=600,
         )  # fmt: skip
         with self.sessions.begin() as session:
-            lifecycle.submit(session, job, steps=[step])
+            intake.submit(session, job, steps=[step])
         return job.id
 
     @contextmanager

@@ -79,8 +79,8 @@ def create_session_factory(database: Database) -> SessionFactory:
 
 
 @contextmanager
-def read(sessions: SessionFactory) -> Iterator[Session]:
-    """A session for statements that only read, each a transaction of its own: one around them is two more trips."""
+def autocommit(sessions: SessionFactory) -> Iterator[Session]:
+    """A session whose every statement is a transaction of its own: one around it is two more trips."""
     with sessions() as session:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         yield session

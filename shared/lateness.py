@@ -23,6 +23,13 @@ def reap(session: Session, *, lost_attempts: int) -> Step | None:
     return None if found is None else _take_back(session, found.id, found.job_id, late, lost_attempts=lost_attempts)
 
 
+def find_lease_end(session: Session) -> float | None:
+    """In how many seconds the next lease runs out unless it is renewed; None when nobody holds one."""
+    left = func.extract("epoch", func.min(Step.lease_expires_at) - func.clock_timestamp())
+    seconds = session.scalar(select(left).where(Step.state == StepState.RUNNING))
+    return None if seconds is None else float(seconds)
+
+
 def take_from(session: Session, worker_id: uuid.UUID, *, lost_attempts: int) -> Step | None:
     """As `reap`, from a worker that is known to be dead, whose lease need not run out; None when it holds no step."""
     held = (Step.state == StepState.RUNNING) & (Step.worker_id == worker_id)

@@ -3,25 +3,25 @@
 Every move is a guarded UPDATE from the states the tables below allow, and records an event in the same
 transaction; a move to a terminal state also queues the webhook. Writes of a running step are fenced by its attempt.
 Rows are locked in one order, steps, job, batch, so that no two moves wait for each other (`shared/locks.py`). A job's
-end is also counted for its batch (`shared/tally.py`). What moves the chunks of a recording is `shared/chunks.py`, and
-what is too late, `shared/lateness.py`: both by the moves here. Callers commit.
+end is also counted for its batch (`shared/tally.py`). How jobs come to be is `shared/intake.py`. What moves the chunks
+of a recording is `shared/chunks.py`, and what is too late, `shared/lateness.py`: both by the moves here. Callers
+commit.
 """
 
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from shared import locks, queue, retention, tally, webhooks
 from shared.contract import Failure
 from shared.errors import InvalidTransition, JobActive, LeaseLost, SourceRemoved
 from shared.locks import Lease
-from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, StepState, create_id
+from shared.models import Job, JobEvent, JobState, Step, StepKind, StepState, create_id
 
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.EXPIRED}),
@@ -118,63 +118,6 @@ def _move_steps(
 
 
 # --- what a client may ask for -----------------------------------------------------------------------------------
-
-
-def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]]) -> list[Step]:
-    """Accept a job with its first steps, given as (kind, queue). It is queued from the commit on.
-
-    One statement for all of it, as trips to the database are most of what a submission takes; so neither the job nor
-    the steps belong to the session.
-    """
-    job.state = JobState.QUEUED
-    rows = [new_step(job, ordinal, kind, queue_name) for ordinal, (kind, queue_name) in enumerate(steps)]
-    for row in rows:
-        del row.hint_at  # counted from the database's time, as is the job's deadline
-    event = JobEvent(job_id=job.id, type="state", data={"state": JobState.QUEUED})
-    given = [_values_of(row) for row in (job, event, *rows)]
-    statement = _write_submission(tuple(tuple(each) for each in given))
-    told = {f"{number}_{name}": value for number, each in enumerate(given) for name, value in each.items()}
-    for name, value in session.execute(statement, told).mappings().one().items():
-        setattr(job, name, value)
-    return rows
-
-
-@cache
-def _write_submission(names: tuple[tuple[str, ...], ...]) -> Select[Any]:
-    """Rows with values of these names: of the job, of its event, of its steps. Made once, as that takes a while."""
-    tables: list[type[Base]] = [Job, JobEvent, *[Step] * (len(names) - 2)]
-    job, event, *steps = (
-        insert(table.metadata.tables[table.__tablename__]).values(
-            {name: bindparam(f"{number}_{name}", type_=table.__table__.c[name].type) for name in each}
-        )
-        for number, (table, each) in enumerate(zip(tables, names, strict=True))
-    )
-    deadline = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("0_start_deadline_seconds"))
-    filled_in = [column for column in Job.__table__.c if column.server_default is not None]
-    made = job.values(start_by=func.now() + deadline).returning(*filled_in, Job.__table__.c.start_by).cte("job")
-    others = [event, *(each.values(hint_at=_in(queue.HINT_SECONDS)) for each in steps)]
-    return select(made).add_cte(*(each.cte(f"other_{number}") for number, each in enumerate(others)))
-
-
-def submit_all(session: Session, jobs: Sequence[tuple[Job, Sequence[tuple[StepKind, str]]]]) -> list[Step]:
-    """As `submit`, of many; what the database fills in is not read back."""
-    now = session.scalars(select(func.now())).one()  # rows that hold an expression would be inserted one by one
-    for job, _ in jobs:
-        job.state = JobState.QUEUED
-        job.start_by = now + timedelta(seconds=job.start_deadline_seconds)
-        session.add(job)
-    session.flush()
-    hint_at = now + timedelta(seconds=queue.HINT_SECONDS)
-    rows = [
-        new_step(job, ordinal, kind, queue_name, hint_at=hint_at)
-        for job, steps in jobs
-        for ordinal, (kind, queue_name) in enumerate(steps)
-    ]
-    session.add_all(rows)
-    session.flush()
-    data = {"state": JobState.QUEUED}
-    session.execute(insert(JobEvent), [{"job_id": job.id, "type": "state", "data": data} for job, _ in jobs])
-    return rows
 
 
 def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
@@ -460,12 +403,6 @@ def must_stop(session: Session, step: Step) -> bool:
     """Whether the step's job was canceled or has ended."""
     job = locks.lock_job(session, step.job_id)
     return job.cancel_requested_at is not None or job.state.is_terminal
-
-
-def _values_of(row: Base) -> dict[str, Any]:
-    """By column."""
-    columns = row.__mapper__.column_attrs
-    return {each.columns[0].name: vars(row)[each.key] for each in columns if each.key in vars(row)}
 
 
 def _record(session: Session, job_id: uuid.UUID, kind: str, data: dict[str, Any]) -> None:

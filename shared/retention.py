@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from shared.config import Jobs
@@ -57,16 +57,17 @@ def find_readable(session: Session, jobs: Sequence[Job], uploads: Collection[uui
     return [job.id for job in jobs if _lasts(job, now) and (job.upload_id in uploads or not _was_uploaded(job))]
 
 
-def hold_uploads(session: Session, upload_ids: Collection[uuid.UUID]) -> None:
-    """For jobs that are just submitted: no upload goes before the transaction ends, nor while a job reads it.
+def hold_upload(upload_id: ColumnElement[uuid.UUID]) -> Select[tuple[uuid.UUID]]:
+    """For a job that is just submitted: the upload does not go before the transaction ends, nor while the job reads it.
+    Finds nothing when it is too late for that."""
+    return _hold(Upload.id == upload_id)
 
-    Raises NotFound when it is too late for one.
-    """
+
+def hold_uploads(session: Session, upload_ids: Collection[uuid.UUID]) -> None:
+    """As `hold_upload`, of many. Raises NotFound when it is too late for one."""
     if not upload_ids:
         return
-    current = Upload.deleted_at.is_(None), Upload.expires_at > func.clock_timestamp()
-    held = select(Upload.id).where(Upload.id.in_(upload_ids), *current).order_by(Upload.id)
-    if len(session.scalars(held.with_for_update(read=True, key_share=True)).all()) < len(upload_ids):
+    if len(session.scalars(_hold(Upload.id.in_(upload_ids)).order_by(Upload.id)).all()) < len(upload_ids):
         raise NotFound("there is no such upload any more")
 
 
@@ -78,6 +79,11 @@ def is_over() -> ColumnElement[bool]:
     of_it = select(Job.id).where(Job.upload_id == Upload.id)
     wanted = of_it.where(reading).exists() | (Upload.deleted_at.is_(None) & of_it.where(promised).exists())
     return (Upload.expires_at < func.now()) & ~wanted
+
+
+def _hold(wanted: ColumnElement[bool]) -> Select[tuple[uuid.UUID]]:
+    current = Upload.deleted_at.is_(None), Upload.expires_at > func.clock_timestamp()
+    return select(Upload.id).where(wanted, *current).with_for_update(read=True, key_share=True)
 
 
 def _lasts(job: Job, now: datetime) -> bool:

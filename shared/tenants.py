@@ -8,7 +8,7 @@ import uuid
 import zlib
 from dataclasses import dataclass
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from shared import webhooks
@@ -18,6 +18,16 @@ from shared.models import ApiKey, Tenant
 LOCAL_TENANT = "local"
 ALPHABET = string.digits + string.ascii_letters
 ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 12, 43, 6  # 43 base-62 characters carry 256 bits
+
+_OF_KEY = (  # asked with every request
+    select(Tenant, ApiKey.secret_sha256)
+    .join(ApiKey, ApiKey.tenant_id == Tenant.id)
+    .where(
+        ApiKey.id == bindparam("key_id"),
+        ApiKey.revoked_at.is_(None),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +57,7 @@ def find_tenant(session: Session, key: str) -> Tenant | None:
     if parsed is None:
         return None
     key_id, secret = parsed
-    row = session.execute(
-        select(Tenant, ApiKey.secret_sha256)
-        .join(ApiKey, ApiKey.tenant_id == Tenant.id)
-        .where(
-            ApiKey.id == key_id,
-            ApiKey.revoked_at.is_(None),
-            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
-        )
-    ).one_or_none()
+    row = session.execute(_OF_KEY, {"key_id": key_id}).one_or_none()
     if row is None or not hmac.compare_digest(row.secret_sha256, _digest(secret)):
         return None
     tenant: Tenant = row.Tenant

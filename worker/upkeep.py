@@ -28,6 +28,8 @@ from worker.sweep import Sweep
 
 log = structlog.get_logger(__name__)
 
+SOON_SECONDS = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class Upkeep:
@@ -43,6 +45,16 @@ class Upkeep:
             self.hint_due_deliveries,
             self.end_deliveries_of_disabled,
         )
+
+    def rest_seconds(self) -> float:
+        """Until the next round: a period, or less when a lease runs out before, whose step waits for nothing else."""
+        period = self.settings.upkeep.period_seconds
+        try:
+            with self.sessions() as session:
+                left = lateness.find_lease_end(session)
+        except SQLAlchemyError:  # as the chores have told
+            return period
+        return period if left is None else min(period, max(left, 0) + SOON_SECONDS)
 
     def reap_lost_steps(self) -> None:
         """Take steps back from workers whose lease ran out."""
@@ -88,9 +100,11 @@ class Upkeep:
             log.info("webhooks of a disabled endpoint were given up", count=ended)
 
 
-def run_until(stopping: threading.Event, chores: Sequence[Callable[[], None]], *, period_seconds: float) -> None:
+def run_until(
+    stopping: threading.Event, chores: Sequence[Callable[[], None]], *, rest_seconds: Callable[[], float]
+) -> None:
     """Each chore in turn, again and again; one that fails, however it does, is tried again in the next round."""
-    while not stopping.wait(period_seconds):
+    while not stopping.wait(rest_seconds()):
         for chore in chores:
             try:
                 chore()
@@ -113,12 +127,12 @@ def main() -> None:
     housekeeping = Housekeeping(settings=settings, sessions=sessions, storage=storage, stopping=stopping)
     sweep = Sweep(settings=settings, sessions=sessions, storage=storage, stopping=stopping)
     log.info("upkeep begins", period_seconds=settings.upkeep.period_seconds)
-    run = partial(run_until, stopping, period_seconds=settings.upkeep.period_seconds)
     # What waits for the storage keeps no lost step waiting.
-    beside = [threading.Thread(target=run, args=(each.chores(),)) for each in (housekeeping, sweep)]
+    aside = partial(run_until, stopping, rest_seconds=lambda: settings.upkeep.period_seconds)
+    beside = [threading.Thread(target=aside, args=(each.chores(),)) for each in (housekeeping, sweep)]
     for thread in beside:
         thread.start()
-    run(upkeep.chores())
+    run_until(stopping, upkeep.chores(), rest_seconds=upkeep.rest_seconds)
     for thread in beside:
         thread.join()
     hints.close()

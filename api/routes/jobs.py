@@ -19,7 +19,7 @@ from api.schemas import JobPage
 from api.submissions import Submission, read_submission
 from shared import lifecycle, queue
 from shared.contract import Job, JobKind, ModeName, describe_job
-from shared.db import read
+from shared.db import autocommit
 from shared.errors import NotFound
 from shared.models import Job as JobRow
 from shared.models import JobState, Tenant
@@ -112,14 +112,14 @@ def list_jobs(
         wanted = wanted.where(JobRow.created_at > created_after)
     if cursor is not None:
         wanted = wanted.where(tuple_(JobRow.created_at, JobRow.id) < pages.read_cursor(cursor))
-    with read(resources.sessions) as session:
+    with autocommit(resources.sessions) as session:
         rows = list(session.scalars(wanted.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
     return JobPage(items=[describe_job(row) for row in rows[:limit]], next_cursor=pages.next_cursor(rows, limit=limit))
 
 
 @router.get("/{job_id}", responses=describe_problems(401, 404, 422, 503))
 def get_job(job_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> Job:
-    with read(resources.sessions) as session:
+    with autocommit(resources.sessions) as session:
         row = find_job(session, tenant, job_id)
         return describe_job(row, queue_position=queue.find_position(session, row))
 
@@ -186,7 +186,7 @@ async def _watch_until_done(resources: Resources, job: Job, *, seconds: float) -
 
 
 def _look_again(resources: Resources, job_id: uuid.UUID) -> Job:
-    with read(resources.sessions) as session:
+    with autocommit(resources.sessions) as session:
         row = session.get(JobRow, job_id)
         if row is None:
             raise NotFound("the job was deleted")

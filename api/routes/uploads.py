@@ -12,7 +12,7 @@ from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, TooLarge, describe_problems
 from api.schemas import ArrivedPart, CompletedPart, CompletedUpload, NewUpload, PartLink, PartLinks, Upload, WantedParts
 from shared import retention
-from shared.db import read
+from shared.db import autocommit
 from shared.errors import InvalidTransition, NotFound, SourceMissing, UploadIncomplete, UploadLost
 from shared.inference.signatures import HEAD_BYTES
 from shared.kinds import tell_kind
@@ -201,7 +201,7 @@ def _pin(resources: Resources, tenant: Tenant, row: UploadRow) -> UploadRow:
 
 
 def _find(resources: Resources, tenant: Tenant, upload_id: uuid.UUID) -> UploadRow:
-    with read(resources.sessions) as session:
+    with autocommit(resources.sessions) as session:
         row = session.scalar(
             select(UploadRow).where(
                 UploadRow.id == upload_id,

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from shared import deliveries, lateness, lifecycle, tenants
+from shared import deliveries, intake, lateness, lifecycle, tenants
 from shared.broker import DELIVER, GPU, RUN, WEBHOOKS, Hints
 from shared.config import Settings, Webhooks
 from shared.contract import Failure, Options
@@ -66,7 +66,7 @@ def make_job(sessions: SessionFactory, tenant: Tenant) -> MakeJob:
     def make(*, steps: int = 1, owner: Tenant = tenant, **values: object) -> Job:
         with sessions.begin() as session:
             job = new_job(owner, **values)
-            lifecycle.submit(session, job, steps=[(StepKind.INFER, GPU)] * steps)
+            intake.submit(session, job, steps=[(StepKind.INFER, GPU)] * steps)
             return job
 
     return make

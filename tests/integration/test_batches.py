@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from sqlalchemy import func, select, text
 
-from shared import batches, lifecycle, locks
+from shared import batches, intake, lifecycle, locks
 from shared.broker import GPU
 from shared.db import SessionFactory
 from shared.errors import InvalidTransition
@@ -34,7 +34,7 @@ def make_batch(sessions: SessionFactory, tenant: Tenant) -> Make:
         with sessions.begin() as session:
             session.add(batch)
             session.flush()
-            lifecycle.submit_all(session, [(job, [(StepKind.INFER, GPU)]) for job in jobs])
+            intake.submit_all(session, [(job, [(StepKind.INFER, GPU)]) for job in jobs])
         return jobs
 
     return make
@@ -178,7 +178,7 @@ def test_a_job_of_no_batch_finishes_none(make_batch: Make, claim: Claim, session
     [job] = make_batch(1)
     with sessions.begin() as session:
         alone = new_job(session.get_one(Tenant, job.tenant_id), priority=1)
-        lifecycle.submit(session, alone, steps=[(StepKind.INFER, GPU)])
+        intake.submit(session, alone, steps=[(StepKind.INFER, GPU)])
     claimed = claim()
     assert claimed is not None
     assert claimed.job.id == alone.id

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared import chunks, lifecycle
+from shared import chunks, intake, lifecycle
 from shared.broker import GPU, IO
 from shared.db import SessionFactory
 from shared.errors import InvalidTransition, LeaseLost, ModelChanged
@@ -23,7 +23,7 @@ FOUND = {"time_base": "1/25"}
 def recording(sessions: SessionFactory, tenant: Tenant) -> Job:
     with sessions.begin() as session:
         job = new_job(tenant, kind="recording")
-        lifecycle.submit(session, job, steps=[(StepKind.PROBE, IO)])
+        intake.submit(session, job, steps=[(StepKind.PROBE, IO)])
         return job
 
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from shared import lifecycle, queue, tenants
+from shared import intake, lifecycle, queue, tenants
 from shared.broker import GPU
 from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
@@ -90,7 +90,7 @@ def test_only_steps_of_the_workers_own_queue_are_taken(
     sessions: SessionFactory, tenant: Tenant, claim: Claim, *, oldest_first: bool
 ) -> None:
     with sessions.begin() as session:
-        lifecycle.submit(session, new_job(tenant), steps=[(StepKind.PROBE, "io")])
+        intake.submit(session, new_job(tenant), steps=[(StepKind.PROBE, "io")])
     assert taken(claim, oldest_first=oldest_first) is None
     assert taken(claim, queue_name="io", oldest_first=oldest_first) is not None
 

@@ -8,12 +8,13 @@ import pytest
 from sqlalchemy import func, select, text, update
 from starlette.testclient import TestClient
 
-from shared import retention
+from shared import intake, retention
+from shared.broker import GPU
 from shared.db import SessionFactory
 from shared.errors import NotFound
-from shared.models import Job, Tenant, Upload
+from shared.models import Job, StepKind, Tenant, Upload
 from shared.storage import Storage
-from tests.integration.conftest import Submit, count_rows, make_late, problem, read_only
+from tests.integration.conftest import Submit, count_rows, make_late, new_job, problem, read_only
 from tests.integration.workbench import Workbench
 from worker.housekeeping import Housekeeping
 
@@ -241,7 +242,7 @@ def test_a_job_whose_upload_was_deleted_cannot_be_retried(
 
 
 def test_an_upload_whose_time_passed_since_it_was_looked_at_makes_no_job(
-    submit_upload: Callable[..., Json], sessions: SessionFactory
+    submit_upload: Callable[..., Json], sessions: SessionFactory, tenant: Tenant
 ) -> None:
     """Between a look at the source and the commit of the job, which may take long for a batch."""
     submit_upload()
@@ -252,19 +253,21 @@ def test_an_upload_whose_time_passed_since_it_was_looked_at_makes_no_job(
             meanwhile.execute(update(Upload).values(expires_at=func.now()))
         with pytest.raises(NotFound):
             retention.hold_uploads(submitting, [upload_id])
+        with pytest.raises(NotFound):
+            intake.submit(submitting, new_job(tenant, upload_id=upload_id), steps=[(StepKind.INFER, GPU)])
+    assert count_rows(sessions, Job) == 1
 
 
 def test_an_upload_is_not_taken_from_a_job_that_is_just_submitted(
     put_upload: Callable[..., str], api: TestClient, sessions: SessionFactory, storage: Storage,
-    housekeeping: Housekeeping, make_job: Callable[..., Job],
+    housekeeping: Housekeeping, tenant: Tenant,
 ) -> None:  # fmt: skip
     api.post(f"/v1/uploads/{put_upload()}/complete")
     upload_id = read_only(sessions, Upload).id
     with sessions.begin() as submitting:
-        retention.hold_uploads(submitting, [upload_id])
+        intake.submit(submitting, new_job(tenant, upload_id=upload_id), steps=[(StepKind.INFER, GPU)])
         with sessions.begin() as meanwhile:
             meanwhile.execute(text("UPDATE uploads SET expires_at = now() - interval '1 second'"))
         housekeeping.purge_uploads()
-        make_job(upload_id=upload_id)
     housekeeping.purge_uploads()
     assert len(storage.list_keys("")) == 1

@@ -180,5 +180,15 @@ def test_a_chore_that_fails_does_not_stop_the_others(
     def fail() -> None:
         raise error
 
-    run_until(stopping, (fail, upkeep.reap_lost_steps, stopping.set), period_seconds=0.01)
+    run_until(stopping, (fail, upkeep.reap_lost_steps, stopping.set), rest_seconds=lambda: 0.01)
     assert read_steps(sessions, job)[0].state == StepState.QUEUED
+
+
+def test_upkeep_rests_for_no_longer_than_the_next_lease_lasts(upkeep: Upkeep, make_job: MakeJob, claim: Claim) -> None:
+    period = upkeep.settings.upkeep.period_seconds
+    assert upkeep.rest_seconds() == period
+    make_job(steps=2)
+    claim(lease_seconds=3600)
+    assert upkeep.rest_seconds() == period
+    claim(lease_seconds=period / 2)
+    assert 0 < upkeep.rest_seconds() < period
