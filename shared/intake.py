@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared import queue, retention
 from shared.errors import NotFound
-from shared.lifecycle import new_step
+from shared.lifecycle import enter, new_step
 from shared.models import Base, Job, JobEvent, JobState, Step, StepKind
 
 
@@ -23,7 +23,7 @@ def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]])
     One statement for all of it, which is a transaction by itself where there is none around it: trips to the database
     are most of what a submission takes. So neither the job nor the steps belong to the session.
     """
-    job.state = JobState.QUEUED
+    enter(job)
     rows = [new_step(job, ordinal, kind, queue_name) for ordinal, (kind, queue_name) in enumerate(steps)]
     for row in rows:
         del row.hint_at  # counted from the database's time, as is the job's deadline
@@ -71,7 +71,7 @@ def submit_all(session: Session, jobs: Sequence[tuple[Job, Sequence[tuple[StepKi
     """As `submit`, of many; what the database fills in is not read back."""
     now = session.scalars(select(func.now())).one()  # rows that hold an expression would be inserted one by one
     for job, _ in jobs:
-        job.state = JobState.QUEUED
+        enter(job)
         job.start_by = now + timedelta(seconds=job.start_deadline_seconds)
         session.add(job)
     session.flush()

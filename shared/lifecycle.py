@@ -42,6 +42,8 @@ STEP_MOVES: dict[StepState, frozenset[StepState]] = {
 _READ_BACK: dict[str, Any] = {"populate_existing": True, "synchronize_session": False}
 BACKOFF_SECONDS = (1, 5, 15, 60)  # before the next attempt of a step that met trouble; the last one repeats
 
+_NEXT_HINT = func.now() + timedelta(seconds=queue.HINT_SECONDS)
+
 Orders = Literal["go on", "stop"]
 
 
@@ -166,7 +168,7 @@ def retry_all(session: Session, job_ids: Collection[uuid.UUID]) -> tuple[list[Jo
         step.id for step in steps if step.job_id in moved and step.state in (StepState.FAILED, StepState.CANCELED)
     ]
     again: dict[str, Any] = {"lost": 0, "failures": 0, "error": None, "finished_at": None, "run_after": func.now()}
-    woken = _move_steps(session, stopped, StepState.QUEUED, hint_at=_in(queue.HINT_SECONDS), **again)
+    woken = _move_steps(session, stopped, StepState.QUEUED, hint_at=_NEXT_HINT, **again)
     for job_id in {step.job_id for step in steps if step.job_id in moved and step.state == StepState.RUNNING}:
         _start_job(session, job_id)  # one that had not yet heard of the job's end goes on
     return jobs, woken
@@ -323,6 +325,11 @@ def _give_orders(cancel_requested_at: datetime | None, state: JobState) -> Order
     return "stop" if cancel_requested_at is not None or state.is_terminal else "go on"
 
 
+def enter(job: Job) -> None:
+    """Where the life of every job begins; the row is not written yet."""
+    job.state = JobState.QUEUED
+
+
 def new_step(
     job: Job, ordinal: int, kind: StepKind, queue_name: str, *,
     plan: dict[str, Any] | None = None, hint_at: datetime | None = None,
@@ -331,7 +338,7 @@ def new_step(
     return Step(
         id=create_id(), job_id=job.id, tenant_id=job.tenant_id, ordinal=ordinal, kind=kind, queue=queue_name,
         mode=job.mode, priority=job.priority, state=StepState.QUEUED, plan=plan,
-        hint_at=hint_at or _in(queue.HINT_SECONDS),
+        hint_at=hint_at or _NEXT_HINT,
     )  # fmt: skip
 
 

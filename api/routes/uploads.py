@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from fastapi import APIRouter, Response
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from api.deps import Built, CurrentTenant, Resources
@@ -200,16 +200,17 @@ def _pin(resources: Resources, tenant: Tenant, row: UploadRow) -> UploadRow:
     return pinned
 
 
+_CURRENT = select(UploadRow).where(
+    UploadRow.id == bindparam("upload_id"),
+    UploadRow.tenant_id == bindparam("tenant_id"),
+    UploadRow.expires_at > func.now(),
+    UploadRow.deleted_at.is_(None),
+)
+
+
 def _find(resources: Resources, tenant: Tenant, upload_id: uuid.UUID) -> UploadRow:
     with autocommit(resources.sessions) as session:
-        row = session.scalar(
-            select(UploadRow).where(
-                UploadRow.id == upload_id,
-                UploadRow.tenant_id == tenant.id,
-                UploadRow.expires_at > func.now(),
-                UploadRow.deleted_at.is_(None),
-            )
-        )
+        row = session.scalar(_CURRENT, {"upload_id": upload_id, "tenant_id": tenant.id})
     if row is None:
         raise NotFound("there is no such upload")
     return row
