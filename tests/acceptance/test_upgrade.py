@@ -123,8 +123,9 @@ def old_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the release before is taken from git, and this clone has no history: git fetch --unshallow")
     newest = ScriptDirectory.from_config(db.migration_config("")).get_revision("head")
     assert newest is not None
-    adding = ("--no-renames", "--diff-filter=A", "--format=%H", "--", newest.path)
-    came = git("log", *adding).split()
+    # Along the first parents, or a file that came with a merge would not be found.
+    along = ("--first-parent", "-m", "--no-renames", "--diff-filter=A", "--format=%H")
+    came = git("log", *along, "--", newest.path).split()
     commit = f"{came[-1].decode()}^" if came else "HEAD"  # one that is not committed yet
     folder = tmp_path_factory.mktemp("old")
     with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as archive:

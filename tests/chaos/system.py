@@ -48,11 +48,13 @@ class System:
         database = config.Database(url=self.stack.environment()["MASKLINE_DATABASE__URL"])
         no_grace = config.Upkeep().model_copy(update={"sweep_grace_seconds": -1.0, "sweep_seconds": 0.001})
         settings = config.Settings(database=database, storage=self._storage(), upkeep=no_grace)
-        sweep = Sweep(settings=settings, sessions=create_session_factory(database), storage=self.storage())
-        with sweep.sessions() as session:
+        sessions = create_session_factory(database)
+        sweep = Sweep(settings=settings, sessions=sessions, storage=self.storage())
+        with sessions() as session:
             tenants = session.scalars(select(Tenant)).all()
         for each in tenants:
             sweep.sweep_tenant(each)
+        sessions.kw["bind"].dispose()
 
     def _storage(self) -> config.Storage:
         prefix = "MASKLINE_STORAGE__"
