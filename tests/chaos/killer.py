@@ -145,7 +145,9 @@ class Killer:
         there = {pid for (pid,) in self._system.query(alive)}
         names = {victim.name for victim in VICTIMS if victim.queue}
         processes = [self._system.stack.processes[name].pid for name in names]
-        return all(pid is not None and there & set(family(pid)) for pid in processes)
+        with suppress(FileNotFoundError):  # one that ended while it was looked at
+            return all(pid is not None and there & set(family(pid)) for pid in processes)
+        return False
 
     def _goes_on(self, held: Sequence[tuple[str, int]]) -> bool:
         for step, attempt in held:
