@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared import lifecycle
 from shared.db import SessionFactory
 from shared.errors import LeaseLost, MasklineError
+from shared.lifecycle import Orders
 from shared.locks import Lease
 from shared.models import Worker
 
@@ -70,18 +71,27 @@ class Hold:
 
     def renew(self, sessions: SessionFactory) -> None:
         asked_at = time.monotonic()  # before the question: the lease runs from then at the earliest
-        try:
+
+        def ask() -> Orders:
             with sessions.begin() as session:
-                orders = lifecycle.heartbeat(session, self.lease, lease_seconds=self._lease_seconds)
-        except LeaseLost:
-            self._lost = True
-        else:
+                return lifecycle.heartbeat(session, self.lease, lease_seconds=self._lease_seconds)
+
+        if self.hear(ask):
             self._valid_until = asked_at + self._lease_seconds
-            self._stop = orders == "stop"
         if not (self._lost or self._stop):
             self._unwanted_since = None
         elif self._unwanted_since is None:
             self._unwanted_since = asked_at
+
+    def hear(self, ask: Callable[[], Orders]) -> bool:
+        """Keep in mind what the database says of the step, for the next check; whether it is still held."""
+        try:
+            orders = ask()
+        except LeaseLost:
+            self._lost = True
+            return False
+        self._stop = orders == "stop"
+        return True
 
     def is_ignored(self, *, obey_seconds: float) -> bool:
         """Whether the step goes on so long after it was told to stop that it must hang."""

@@ -37,6 +37,7 @@ from worker.heart import Draining, Flag, Heart, Hold, Stopped
 from worker.images import Segmenter, make_result
 from worker.manifest import Result
 from worker.rounds import Round, count_places
+from worker.teller import Report, Teller
 
 if TYPE_CHECKING:
     from shared.inference.engine import Engine
@@ -91,6 +92,7 @@ class Runner:
         self._draining = draining
         self._queue_name = queue_name
         self._engine = engine
+        self._teller = Teller(sessions)
         self._mode_loaded: str | None = None
         self._places = count_places(engine) if engine else 1
         self._oldest_first_every = max(OLDEST_FIRST_EVERY, 2 * self._places)  # room for a round that fills the device
@@ -162,6 +164,7 @@ class Runner:
             log.info("a step begins", kind=claimed.kind, mode=claimed.job.mode)
             try:
                 write = self._work(claimed, hold, segmenter)
+                self._teller.settle(hold)
                 faults.reach(f"{claimed.kind}-made")
                 self._write(hold, write)
             except LeaseLost as error:
@@ -193,10 +196,12 @@ class Runner:
 
     def _perform(self, claimed: ClaimedStep, hold: Hold, segmenter: Segmenter | None) -> Write:
         """What a step of this kind is there for. Raises what may go wrong with it."""
-        desk = Desk(
-            storage=self._storage, settings=self._settings, checkpoint=hold.check,
-            tell=partial(self._tell, claimed, hold),
-        )  # fmt: skip
+        total = 1 if claimed.job.kind == "image" else None
+
+        def tell(stage: str, done: int = 0) -> None:
+            self._teller.tell(Report(hold=hold, stage=stage, done=done, total=total))
+
+        desk = Desk(storage=self._storage, settings=self._settings, checkpoint=hold.check, tell=tell)
         if claimed.kind == StepKind.INFER and claimed.job.kind == "image" and segmenter is not None:
             self._mode_loaded = claimed.job.mode
             return partial(_publish, claimed, make_result(claimed, desk, segmenter))
@@ -220,18 +225,6 @@ class Runner:
                 chunks = read_chunks(session, claimed.job)
             return partial(_publish, claimed, join_chunks(claimed, desk, chunks))
         raise RuntimeError(f"a worker of the queue {self._queue_name} cannot run a step of kind {claimed.kind}")
-
-    def _tell(self, claimed: ClaimedStep, hold: Hold, stage: str, done: int = 0) -> None:
-        hold.check()
-        try:
-            with self._sessions.begin() as session:
-                total = 1 if claimed.job.kind == "image" else None
-                orders = lifecycle.report_progress(session, claimed.lease, stage=stage, done=done, total=total)
-        except DATABASE_AWAY as error:  # no reason to lose the work
-            log.warning("progress could not be told", stage=stage, error=type(error).__name__)
-        else:
-            if orders == "stop":  # sooner than the next heartbeat would say so
-                raise Stopped("the job was canceled or has ended")
 
     def _fail(self, claimed: ClaimedStep, failure: Failure) -> Write:
         log.warning("a step failed", code=failure.code, detail=failure.detail, retryable=failure.retryable)
