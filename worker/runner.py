@@ -163,8 +163,10 @@ class Runner:
         with structlog.contextvars.bound_contextvars(**fields), self._heart.hold(claimed.lease) as hold:
             log.info("a step begins", kind=claimed.kind, mode=claimed.job.mode)
             try:
-                write = self._work(claimed, hold, segmenter)
-                self._teller.settle(hold)
+                try:
+                    write = self._work(claimed, hold, segmenter)
+                finally:
+                    self._teller.settle(hold)
                 faults.reach(f"{claimed.kind}-made")
                 self._write(hold, write)
             except LeaseLost as error:
