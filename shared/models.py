@@ -402,6 +402,8 @@ class Worker(Base):
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=create_id)
     host: Mapped[str]
     pid: Mapped[int]
+    mark: Mapped[str | None]
+    """By it, others on its machine can tell that its process is gone (`worker/relief.py`)."""
     queue: Mapped[str]
     device: Mapped[str]
     memory_bytes: Mapped[int] = mapped_column(BigInteger)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,9 @@ from shared import log as logs
 from shared.broker import DELIVER, GPU, IO, RUN, WEBHOOKS, Hints, celery_settings
 from shared.config import load_settings
 from shared.db import create_session_factory
-from worker.process import WorkerProcess, relieve
-from worker.roster import Roster
+from worker.process import WorkerProcess
+from worker.pulse import Pulses
+from worker.relief import relieve
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +34,16 @@ RECONNECT_SECONDS = 2
 
 
 class SteadyConnection(Connection):
-    """Celery's pauses before it tries a lost broker again grow to half a minute, for which its return goes unseen."""
+    """Celery's pauses before it tries a lost broker again grow to half a minute, for which its return goes unseen; and
+    it looks after its children in none of them.
+    """
 
-    def ensure_connection(self, *args: Any, **options: Any) -> Any:
-        steady = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, **options}
+    def ensure_connection(self, *args: Any, callback: Callable[[], None] = lambda: None, **options: Any) -> Any:
+        def wait() -> None:  # once a second
+            callback()
+            app.maintain_pool()
+
+        steady = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "callback": wait, **options}
         return super().ensure_connection(*args, **steady)  # type: ignore[no-untyped-call]
 
 
@@ -48,8 +56,9 @@ app.add_defaults(lambda: celery_settings(load_settings().broker))
 
 app.queue_name = ""
 app.draining = multiprocessing.Event()  # made before the fork, so that the parent can tell its children
-app.roster = Roster()  # likewise
+app.pulses = Pulses()  # likewise
 app.process = None
+app.maintain_pool = lambda: None  # what is not in a worker has none
 
 WATCH_SECONDS = 1
 
@@ -58,6 +67,9 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
     """The parent ends a child without a pulse, and forks another into its place."""
 
     requires = (Pool,)
+
+    def start(self, worker: Any) -> None:
+        app.maintain_pool = worker.pool.maintain_pool
 
     def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
         # Twice a lease: by then others have for certain what it holds, and it is of no use to anybody.
@@ -81,7 +93,7 @@ app.steps["consumer"].add(LookForWork)
 
 
 def end_silent(seconds: float) -> None:
-    for pid in app.roster.find_silent(seconds=seconds):
+    for pid in app.pulses.find_silent(seconds=seconds):
         log.error("a process hangs and is ended: another comes in its place", pid=pid, silent_seconds=seconds)
         os.kill(pid, signal.SIGKILL)
 
@@ -107,7 +119,7 @@ def build_process(**_: Any) -> None:
     faults.prepare(settings.faults_folder)
     app.process = WorkerProcess.build(
         settings, queue_name=app.queue_name, draining=app.draining,
-        roster=app.roster, place=current_process().index,
+        pulses=app.pulses, place=current_process().index,
     )  # fmt: skip
 
 
@@ -126,12 +138,8 @@ def close_process(**_: Any) -> None:
 @signals.worker_shutdown.connect
 def relieve_the_dead(**_: Any) -> None:
     """A child that died while the worker drained has no successor; now nothing is forked any more."""
-    dead = app.roster.find_dead()
-    if not dead:
-        return
     settings = load_settings()
     sessions, hints = create_session_factory(settings.database), Hints(settings.broker)
-    for place, worker_id in dead.items():
-        relieve(settings, sessions, hints, worker_id)
-        app.roster.clear(place)
+    relieve(settings, sessions, hints)
     hints.close()
+    sessions.kw["bind"].dispose()

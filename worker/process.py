@@ -4,7 +4,6 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,9 @@ from shared.models import Worker, create_id
 from shared.storage import Storage
 from worker.deliver import Sender
 from worker.heart import Draining, Flag, Heart
-from worker.roster import Roster, take_back
-from worker.runner import DATABASE_AWAY, DATABASE_PAUSE_SECONDS, MOST_HINTS, Runner
+from worker.pulse import Pulses
+from worker.relief import read_mark, relieve
+from worker.runner import DATABASE_AWAY, DATABASE_PAUSE_SECONDS, Runner
 
 if TYPE_CHECKING:
     from shared.inference.engine import Engine
@@ -37,29 +37,27 @@ class WorkerProcess:
     heart: Heart
     hints: Hints
     sessions: SessionFactory
-    roster: Roster
+    pulses: Pulses
     place: int
     closing: threading.Event
 
     @classmethod
-    def build(cls, settings: Settings, *, queue_name: str, draining: Flag, roster: Roster, place: int) -> Self:
-        """Give back what a dead child in this place held, enter the worker in the database, start its heart, and warm
-        up the modes it is told to keep ready. Waits for the database; raises Draining when the worker is to end before.
+    def build(cls, settings: Settings, *, queue_name: str, draining: Flag, pulses: Pulses, place: int) -> Self:
+        """Give back what those who died here held, enter the worker in the database, start its heart, and warm up the
+        modes it is told to keep ready. Waits for the database; raises Draining when the worker is to end before.
         """
         sessions, hints = create_session_factory(settings.database), Hints(settings.broker)
-        if dead := roster.find(place):  # first of all: loading an engine takes its time
-            _insist(partial(relieve, settings, sessions, hints, dead), draining)
-            roster.clear(place)
+        _insist(partial(relieve, settings, sessions, hints), draining)  # first of all: loading an engine takes its time
         engine = _build_engine(settings) if queue_name == GPU else None
         device, memory_bytes = _describe_device(engine) if engine else ("none", 0)
         row = Worker(
             id=create_id(), host=socket.gethostname(), pid=os.getpid(), queue=queue_name,
-            device=device, memory_bytes=memory_bytes,
+            device=device, memory_bytes=memory_bytes, mark=read_mark(os.getpid()),
             modes=list(settings.worker.modes) if engine else [],
         )  # fmt: skip
-        roster.enter(place, row.id)
+        pulses.enter(place)
         closing = threading.Event()
-        threading.Thread(target=roster.show_pulse, args=(place, closing), name="pulse", daemon=True).start()
+        threading.Thread(target=pulses.show, args=(place, closing), name="pulse", daemon=True).start()
         _insist(partial(_enter, sessions, row), draining)
         heart = Heart(
             sessions, worker=row, draining=draining,
@@ -78,7 +76,7 @@ class WorkerProcess:
         log.info("a worker is ready", queue=queue_name, device=row.device, worker_id=str(row.id))
         return cls(
             runner=runner, sender=sender, heart=heart, hints=hints, sessions=sessions,
-            roster=roster, place=place, closing=closing,
+            pulses=pulses, place=place, closing=closing,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -89,20 +87,8 @@ class WorkerProcess:
         with self.sessions.begin() as session:
             session.execute(delete(Worker).where(Worker.id == self.heart.worker_id))
         self.closing.set()
-        self.roster.clear(self.place)
+        self.pulses.clear(self.place)
         self.sessions.kw["bind"].dispose()
-
-
-def relieve(settings: Settings, sessions: SessionFactory, hints: Hints, dead: uuid.UUID) -> None:
-    """Give back what a dead worker held, and wake others for it."""
-    steps = take_back(sessions, dead, lost_attempts=settings.jobs.lost_attempts)
-    for step in steps:
-        log.warning(
-            "a step was taken back from a worker that died", job_id=str(step.job_id), step=step.ordinal,
-            attempt=step.attempt, state=step.state, lost=step.lost, worker_id=str(dead),
-        )  # fmt: skip
-    for step in steps[:MOST_HINTS]:  # one that failed for it, too: the hint it was claimed by stood for all that waits
-        hints.wake(step.queue, step.id)
 
 
 def _insist(action: Callable[[], None], draining: Flag) -> None:

@@ -216,6 +216,7 @@ def large_scene() -> bytes:
 
 
 SLOW = {"input_size": 1280}
+GIVEN_BACK = "SELECT 1 FROM steps WHERE job_id = '{}' AND state = 'queued' AND lost = 1"
 
 
 def encode(image: NDArray[np.uint8] | Image.Image, *, kind: str = "PNG", **options: Any) -> bytes:

@@ -11,7 +11,7 @@ import redis
 
 from shared.broker import GPU, Hints
 from shared.config import Broker
-from tests.acceptance.conftest import SLOW, Service, make_recording, stopped, wait_until
+from tests.acceptance.conftest import GIVEN_BACK, SLOW, Service, make_recording, stopped, wait_until
 from tests.receiver import Receiver
 
 RUNNING = {"running"}
@@ -88,6 +88,18 @@ def test_when_parent_and_child_are_killed_the_end_of_the_lease_gives_the_step_ba
     service.wait_for(job, states=RUNNING, stage="segmenting")
     service.stack.kill("gpu0")
     service.end_leases()
+    wait_until(partial(service.query, GIVEN_BACK.format(job["id"])), "it was not given back")
+    service.stack.start("gpu0")
+    assert service.wait_for(job)["state"] == "succeeded"
+    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+
+
+def test_a_worker_that_is_started_again_gives_back_at_once_what_it_held_when_it_was_killed(
+    service: Service, large_scene: bytes
+) -> None:
+    job = service.submit(large_scene, options=SLOW)
+    service.wait_for(job, states=RUNNING, stage="segmenting")
+    service.stack.kill("gpu0")
     service.stack.start("gpu0")
     assert service.wait_for(job)["state"] == "succeeded"
     assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]

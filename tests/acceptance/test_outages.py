@@ -5,12 +5,13 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
 
-from tests.acceptance.conftest import SLOW, Service, stopped, wait_until
+from tests.acceptance.conftest import GIVEN_BACK, SLOW, Service, stopped, wait_until
 
 RUNNING = {"running"}
 URLS = ("MASKLINE_DATABASE__URL", "MASKLINE_BROKER__URL")
@@ -80,6 +81,22 @@ def test_a_job_is_accepted_while_the_broker_takes_nothing(
         broker.config_set("maxmemory", 0)
         broker.replicaof("NO", "ONE")
     assert service.wait_for(job)["state"] == "succeeded"
+
+
+def test_a_child_that_dies_while_the_broker_is_away_gives_its_step_back_all_the_same(
+    service: Service, large_scene: bytes
+) -> None:
+    service.arm("infer-made", "stop")
+    job = service.submit(large_scene)
+    child = service.wait_for_fault("infer-made")
+    service.stack.kill("redis")
+    try:
+        os.kill(child, signal.SIGKILL)
+        wait_until(partial(service.query, GIVEN_BACK.format(job["id"])), "nobody noticed")
+    finally:
+        service.stack.start("redis")
+    assert service.wait_for(job)["state"] == "succeeded"
+    assert attempts(service, job) == ["started", "lost", "started", "done"]
 
 
 # --- PostgreSQL ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import JobState, Step
 from tests.integration.conftest import MakeJob, add_worker, read_job, read_only, wait_until
-from tests.integration.test_roster import bury, fork
+from tests.integration.test_relief import bury, fork
 from worker.heart import Heart
-from worker.roster import take_back
+from worker.relief import take_back
 
 Claim = Callable[..., ClaimedStep]
 

@@ -203,7 +203,7 @@ def test_the_service_reads_its_environment_in_one_place() -> None:
         "shared/locks.py",
         "worker/heart.py",
         "worker/runner.py",
-        "worker/roster.py",
+        "worker/relief.py",
     ],
 )
 def test_leases_do_not_know_what_time_a_machine_thinks_it_is(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a dead child held is given back when its death is noticed, and nothing of anybody who lives."""
+"""What those who died on this machine held is given back at once, and nothing of anybody who lives."""
 
 import os
 import signal
@@ -16,13 +16,12 @@ from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import Step, StepState, Worker, create_id
 from tests.integration.conftest import Broker, MakeJob, add_worker, count_rows, read_job, read_steps, told, wait_until
-from worker.process import relieve
-from worker.roster import Roster, take_back
+from worker.relief import find_gone, read_mark, relieve, take_back
 
 Claim = Callable[..., ClaimedStep]
 
 
-def fork(child: Callable[[], None]) -> int:
+def fork(child: Callable[[], None] = lambda: None) -> int:
     """A process as Celery makes them; it lives until it is killed."""
     pid = os.fork()
     if pid == 0:
@@ -37,6 +36,10 @@ def fork(child: Callable[[], None]) -> int:
 def bury(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def add_process(sessions: SessionFactory, pid: int) -> Worker:
+    return add_worker(sessions, pid=pid, mark=read_mark(pid))
 
 
 # --- what it held --------------------------------------------------------------------------------------------------
@@ -140,9 +143,11 @@ def test_others_are_woken_for_what_is_queued_again(
     settings: Settings, sessions: SessionFactory, hints: Hints, broker: Broker, make_job: MakeJob, claim: Claim
 ) -> None:
     make_job()
-    dead = create_id()
-    step_id = claim(worker_id=dead).lease.step_id
-    relieve(settings, sessions, hints, dead)
+    pid = fork()
+    dead = add_process(sessions, pid)
+    step_id = claim(worker_id=dead.id).lease.step_id
+    bury(pid)
+    relieve(settings, sessions, hints)
     hints.close()
     assert broker.steps() == [step_id]
 
@@ -163,47 +168,41 @@ def test_what_could_not_be_given_back_without_the_database_can_be_later(
 # --- who is dead ---------------------------------------------------------------------------------------------------
 
 
-def test_whoever_comes_into_a_place_knows_who_died_there() -> None:
-    roster, worker_id = Roster(), create_id()
-    pid = fork(lambda: roster.enter(3, worker_id))
-    wait_until(lambda: roster.find(3))
-    bury(pid)
-    assert (roster.find(3), roster.find(2)) == (worker_id, None)
-
-
-def test_a_parent_finds_its_dead_and_none_that_lives_or_left() -> None:
-    roster, dead, alive, gone = Roster(), create_id(), create_id(), create_id()
-
-    def leave() -> None:
-        roster.enter(2, gone)
-        roster.clear(2)
-
-    pids = [fork(lambda: roster.enter(0, dead)), fork(lambda: roster.enter(1, alive)), fork(leave)]
-    wait_until(lambda: roster.find(0) and roster.find(1))
+def test_whose_process_is_gone_is_found_and_none_that_lives(sessions: SessionFactory) -> None:
+    pids = [fork(), fork(), fork()]
+    killed, reaped, _alive = [add_process(sessions, pid) for pid in pids]
     try:
-        os.kill(pids[0], signal.SIGKILL)
-        wait_until(lambda: roster.find_dead())  # while nobody has reaped it
-        assert roster.find_dead() == {0: dead}
-        os.waitpid(pids[0], 0)
-        assert roster.find_dead() == {0: dead}
+        assert find_gone(sessions) == []
+        bury(pids[1])
+        os.kill(pids[0], signal.SIGKILL)  # and nobody has taken note of it
+        wait_until(lambda: read_mark(pids[0]) is None)
+        assert sorted(find_gone(sessions)) == sorted([killed.id, reaped.id])
     finally:
-        for pid in pids[1:]:
-            bury(pid)
+        bury(pids[0])
+        bury(pids[2])
 
 
-def test_a_parent_finds_who_has_no_pulse_and_neither_the_lively_nor_the_dead() -> None:
-    roster, lively, hanging, dead = Roster(), create_id(), create_id(), create_id()
-
-    def live() -> None:
-        roster.enter(0, lively)
-        roster.show_pulse(0, threading.Event())
-
-    pids = [fork(live), fork(lambda: roster.enter(1, hanging)), fork(lambda: roster.enter(2, dead))]
-    wait_until(lambda: all(roster.find(place) for place in range(3)))
-    bury(pids[2])
+def test_a_process_that_stands_still_is_not_gone(sessions: SessionFactory) -> None:
+    pid = fork()
+    add_process(sessions, pid)
     try:
-        wait_until(lambda: roster.find_silent(seconds=2))
-        assert roster.find_silent(seconds=2) == [pids[1]]
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)
+        assert find_gone(sessions) == []
     finally:
-        for pid in pids[:2]:
-            bury(pid)
+        bury(pid)
+
+
+def test_whose_process_id_another_has_by_now_is_found(sessions: SessionFactory) -> None:
+    mark = read_mark(os.getpid())
+    assert mark is not None
+    before, another = f"{mark[:-1]}{(int(mark[-1]) + 1) % 10}", add_worker(sessions, pid=os.getpid(), mark=mark)
+    gone = add_worker(sessions, pid=os.getpid(), mark=before)
+    assert find_gone(sessions) == [gone.id]
+    assert another.id != gone.id
+
+
+@pytest.mark.parametrize("elsewhere", [None, "another machine pid:[4026531836] 7", "pid:[4026531836] 7"])
+def test_nobody_judges_the_workers_of_another_machine(sessions: SessionFactory, elsewhere: str | None) -> None:
+    add_worker(sessions, pid=2**22, mark=elsewhere)
+    assert find_gone(sessions) == []
