@@ -60,11 +60,15 @@ app.pulses = Pulses()  # likewise
 app.process = None
 app.maintain_pool = lambda: None  # what is not in a worker has none
 
-WATCH_SECONDS = 1
+WATCH_SECONDS = 0.25
 
 
 class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
-    """The parent ends a child without a pulse, and forks another into its place."""
+    """The parent ends a child without a pulse, and forks another into a dead one's place.
+
+    Celery hears of a death by a pipe, which closes a moment before the process can be waited for; when it looks in
+    that moment, it looks again only after five seconds.
+    """
 
     requires = (Pool,)
 
@@ -74,6 +78,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
     def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
         # Twice a lease: by then others have for certain what it holds, and it is of no use to anybody.
         hub.call_repeatedly(WATCH_SECONDS, partial(end_silent, 2 * load_settings().worker.lease_seconds))
+        hub.call_repeatedly(WATCH_SECONDS, app.maintain_pool)
 
 
 class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
