@@ -38,6 +38,7 @@ from tests.integration.workbench import WAIT_SECONDS, Workbench
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
 from worker.housekeeping import Housekeeping
+from worker.upkeep import Upkeep
 
 TIMING = {"frames": 1, "inference_seconds": 0.5}
 MODEL = {"name": "a model", "revision": "1", "dtype": "float32", "input_size": [64, 64]}
@@ -45,6 +46,8 @@ TROUBLE = Failure(code="storage_unavailable", detail="the storage cannot be reac
 BAD_MEDIA = Failure(code="invalid_media", detail="not an image", retryable=False)
 
 MakeJob = Callable[..., Job]
+Claim = Callable[..., ClaimedStep | None]
+Take = Callable[..., ClaimedStep]
 Submit = Callable[..., httpx2.Response]
 Row = TypeVar("Row", bound=Base)
 
@@ -73,7 +76,7 @@ def make_job(sessions: SessionFactory, tenant: Tenant) -> MakeJob:
 
 
 @pytest.fixture
-def claim(sessions: SessionFactory) -> Callable[..., ClaimedStep | None]:
+def claim(sessions: SessionFactory) -> Claim:
     def take(**values: object) -> ClaimedStep | None:
         chosen: dict[str, object] = {
             "worker_id": create_id(), "queue_name": GPU, "modes": ("demo", "fast", "sota"), "mode_loaded": None,
@@ -86,11 +89,11 @@ def claim(sessions: SessionFactory) -> Callable[..., ClaimedStep | None]:
 
 
 @pytest.fixture
-def take(claim: Callable[..., ClaimedStep | None]) -> Callable[[], ClaimedStep]:
+def take(claim: Claim) -> Take:
     """Claim the next step, which there is."""
 
-    def take_one() -> ClaimedStep:
-        claimed = claim()
+    def take_one(**values: object) -> ClaimedStep:
+        claimed = claim(**values)
         assert claimed is not None
         return claimed
 
@@ -98,7 +101,7 @@ def take(claim: Callable[..., ClaimedStep | None]) -> Callable[[], ClaimedStep]:
 
 
 @pytest.fixture
-def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Callable[..., ClaimedStep | None]) -> MakeJob:
+def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Claim) -> MakeJob:
     """A job that got into the wanted state as a real one would."""
 
     def put(state: JobState) -> Job:
@@ -386,7 +389,7 @@ def take_back(sessions: SessionFactory, job: Job) -> None:
         assert lateness.reap(session, lost_attempts=3) is not None
 
 
-def take_over(sessions: SessionFactory, claim: Callable[..., ClaimedStep | None], job: Job) -> None:
+def take_over(sessions: SessionFactory, claim: Claim, job: Job) -> None:
     """As upkeep and another worker do."""
     take_back(sessions, job)
     claimed = claim()
@@ -401,6 +404,11 @@ def nothing_stored(storage: Storage, job: Job) -> bool:
 @pytest.fixture
 def workbench(settings: Settings, sessions: SessionFactory, storage: Storage, hints: Hints) -> Workbench:
     return Workbench(settings=settings, sessions=sessions, storage=storage, hints=hints)
+
+
+@pytest.fixture
+def upkeep(settings: Settings, sessions: SessionFactory, hints: Hints) -> Upkeep:
+    return Upkeep(settings=settings, sessions=sessions, hints=hints)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from starlette.testclient import TestClient
 
 from shared import lateness, lifecycle
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import WebhookDelivery
 from tests.integration.conftest import (
     BAD_MEDIA,
@@ -19,13 +18,13 @@ from tests.integration.conftest import (
     TIMING,
     Broker,
     Submit,
+    Take,
     problem,
     read_only,
     wait_until,
 )
 
 Json = dict[str, Any]
-Take = Callable[[], ClaimedStep]
 
 
 @pytest.fixture

@@ -15,9 +15,18 @@ from shared.db import SessionFactory
 from shared.errors import InvalidTransition
 from shared.lifecycle import ClaimedStep
 from shared.models import Batch, Job, JobState, StepKind, Tenant, WebhookDelivery, create_id
-from tests.integration.conftest import BAD_MEDIA, MODEL, TIMING, count_rows, new_job, read_only, read_steps, wait_until
+from tests.integration.conftest import (
+    BAD_MEDIA,
+    MODEL,
+    TIMING,
+    Claim,
+    count_rows,
+    new_job,
+    read_only,
+    read_steps,
+    wait_until,
+)
 
-Claim = Callable[..., ClaimedStep | None]
 Make = Callable[[int], list[Job]]
 
 

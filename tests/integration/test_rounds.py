@@ -18,10 +18,10 @@ from shared import lateness, lifecycle
 from shared.config import Settings
 from shared.db import SessionFactory
 from shared.inference.errors import ModelUnavailable
-from shared.lifecycle import ClaimedStep
 from shared.models import Job, JobState, Step, StepState
 from shared.storage import Storage
 from tests.integration.conftest import (
+    Claim,
     Submit,
     nothing_stored,
     read_job,
@@ -35,7 +35,6 @@ from tests.integration.conftest import (
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 from worker import rounds
 
-Claim = Callable[..., ClaimedStep]
 SubmitJobs = Callable[..., list[Job]]
 
 

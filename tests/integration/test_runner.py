@@ -13,11 +13,11 @@ from shared import lateness, lifecycle
 from shared.broker import Hints
 from shared.config import Settings
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import Job, JobState, StepState, WebhookDelivery, Worker
 from shared.storage import Storage, StoredObject
 from tests.integration.conftest import (
     Broker,
+    Claim,
     MakeJob,
     Submit,
     count_rows,
@@ -32,9 +32,6 @@ from tests.integration.conftest import (
     wait_until,
 )
 from tests.integration.workbench import Workbench
-
-Claim = Callable[..., ClaimedStep]
-
 
 # --- success -------------------------------------------------------------------------------------------------------
 

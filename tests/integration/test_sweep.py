@@ -13,7 +13,6 @@ from starlette.testclient import TestClient
 from shared import lifecycle
 from shared.config import Settings
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import Batch, JobEvent, JobState, Tenant, Upload, create_id
 from shared.multipart import SMALLEST_PART_BYTES
 from shared.s3 import create_client
@@ -24,6 +23,7 @@ from tests.integration.conftest import (
     TIMING,
     MakeJob,
     Submit,
+    Take,
     count_rows,
     read_job,
     read_only,
@@ -163,7 +163,7 @@ def test_nothing_of_a_job_that_has_not_ended_goes(
 
 
 def test_nothing_of_an_ended_job_goes_while_a_step_of_it_runs(
-    sweep: Sweep, sessions: SessionFactory, storage: Storage, make_job: MakeJob, take: Callable[[], ClaimedStep],
+    sweep: Sweep, sessions: SessionFactory, storage: Storage, make_job: MakeJob, take: Take,
     put: Callable[..., str],
 ) -> None:  # fmt: skip
     """It was retried while a worker had not yet heard that it had failed, say: what the worker stores may be named."""
@@ -192,7 +192,7 @@ def test_results_and_sources_stay(
 
 def test_what_any_row_or_manifest_names_stays_whichever_attempt_stored_it(
     sweep: Sweep, sessions: SessionFactory, storage: Storage, make_job: MakeJob, put: Callable[..., str],
-    tenant: Tenant, take: Callable[[], ClaimedStep],
+    tenant: Tenant, take: Take,
 ) -> None:  # fmt: skip
     """A recording whose parts were made by several attempts, and whose manifest names a file of yet another."""
     job_id = create_id()

@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy import select, text
 
 from shared import deliveries, endpoints, lifecycle, tenants, webhooks
-from shared.broker import Hints
-from shared.config import Settings, Webhooks
+from shared.config import Webhooks
 from shared.db import SessionFactory
 from shared.deliveries import Outcome
 from shared.models import DeliveryState, JobState, Tenant, WebhookDelivery, WebhookEndpoint
@@ -40,11 +39,6 @@ def register(sessions: SessionFactory, tenant: Tenant) -> Register:
             return endpoints.register(session, owner.id, url=url, events=events, description="a", most=20)
 
     return add
-
-
-@pytest.fixture
-def upkeep(settings: Settings, sessions: SessionFactory, hints: Hints) -> Upkeep:
-    return Upkeep(settings=settings, sessions=sessions, hints=hints)
 
 
 def told(sessions: SessionFactory, endpoint: WebhookEndpoint) -> list[str]:
