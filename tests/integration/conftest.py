@@ -9,26 +9,22 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx2
-import psycopg
 import pytest
 import redis
 from PIL import Image
-from sqlalchemy import Connection, event, func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from shared import deliveries, intake, lateness, lifecycle, tenants
+from shared import intake, lateness, lifecycle, tenants
 from shared.broker import DELIVER, GPU, RUN, WEBHOOKS, Hints
 from shared.config import Settings, Webhooks
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
-from shared.deliveries import DueDelivery, Outcome
 from shared.lifecycle import ClaimedStep
 from shared.locks import Lease
 from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, Tenant, Worker, create_id
@@ -313,31 +309,6 @@ def silent_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-@contextmanager
-def watched_commits(sessions: SessionFactory, hit: Callable[[Connection], bool]) -> Iterator[None]:
-    """`hit` is asked before every commit; where it says so, the database cuts the connection and the commit fails."""
-    engine = sessions.kw["bind"]
-
-    def watch(connection: Connection) -> None:
-        if hit(connection):
-            pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
-            with Session(engine) as session:
-                session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
-
-    event.listen(engine, "commit", watch)
-    try:
-        yield
-    finally:
-        event.remove(engine, "commit", watch)
-
-
-def commit(connection: Connection) -> None:
-    """Behind the back of whoever is about to, whose own commit then has something to lose as well."""
-    driver = cast("psycopg.Connection", connection.connection.dbapi_connection)
-    driver.commit()
-    driver.execute("SELECT 1")
-
-
 @dataclass(frozen=True)
 class Broker:
     """The hints that wait in the real broker."""
@@ -366,35 +337,6 @@ def broker(settings: Settings) -> Iterator[Broker]:
 
 
 # --- a worker ------------------------------------------------------------------------------------------------------
-
-
-def wait_for_a_beat(sessions: SessionFactory) -> None:
-    """Until the worker's heart has beaten, from start to end, after this was called."""
-    for _ in range(2):  # the first may have begun before
-        with sessions() as session:
-            asked_at = session.scalars(select(func.clock_timestamp())).one()
-        wait_until(partial(has_beaten, sessions, since=asked_at))
-
-
-def has_beaten(sessions: SessionFactory, *, since: datetime) -> bool:
-    with sessions() as session:
-        return session.scalar(select(Worker.id).where(Worker.heartbeat_at > since)) is not None
-
-
-def take_back(sessions: SessionFactory, job: Job) -> None:
-    """As upkeep does from a worker that seems dead."""
-    with sessions.begin() as session:
-        late = "UPDATE steps SET lease_expires_at = now() - interval '1s' WHERE job_id = :id AND state = 'running'"
-        session.execute(text(late), {"id": job.id})
-        assert lateness.reap(session, lost_attempts=3) is not None
-
-
-def take_over(sessions: SessionFactory, claim: Claim, job: Job) -> None:
-    """As upkeep and another worker do."""
-    take_back(sessions, job)
-    claimed = claim()
-    assert claimed is not None
-    assert claimed.job.id == job.id
 
 
 def nothing_stored(storage: Storage, job: Job) -> bool:
@@ -443,18 +385,3 @@ def end_job(sessions: SessionFactory, make_job: MakeJob) -> MakeJob:
             return lifecycle.request_cancel(session, job.id)
 
     return end
-
-
-def take_delivery(sessions: SessionFactory) -> DueDelivery | None:
-    """As a sender does that has one place."""
-    with sessions.begin() as session:
-        claimed = deliveries.claim(session, [each.id for each in deliveries.find_due(session, per_lane=1)][:1])
-    return claimed[0] if claimed else None
-
-
-def send_in_vain(sessions: SessionFactory, **outcome: Any) -> None:
-    """As a sender does whose receiver says 500, or what else is given."""
-    due = take_delivery(sessions)
-    assert due is not None
-    with sessions.begin() as session:
-        deliveries.record(session, due, Outcome(**{"status": 500, **outcome}))

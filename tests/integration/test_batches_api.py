@@ -13,17 +13,8 @@ from api import acceptance
 from api.schemas import BATCH_ITEMS, BATCH_PRIORITY
 from shared.db import SessionFactory
 from shared.models import Batch, IdempotencyKey, Job, JobEvent, JobState, Step, WebhookDelivery, create_id
-from tests.integration.conftest import (
-    Broker,
-    Submit,
-    Take,
-    commit,
-    count_rows,
-    problem,
-    read_only,
-    wait_until,
-    watched_commits,
-)
+from tests.integration.commits import commit, watched_commits
+from tests.integration.conftest import Broker, Submit, Take, count_rows, problem, read_only, wait_until
 
 KEY = {"Idempotency-Key": "a-key"}
 BATCH_FIELDS = {

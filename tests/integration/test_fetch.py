@@ -31,10 +31,10 @@ from tests.integration.conftest import (
     read_steps,
     serve,
     small_image,
-    take_back,
     wait_until,
 )
 from tests.integration.scripted import Answer, ScriptedService, hang_up, say
+from tests.integration.takeover import take_back
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 from worker.housekeeping import Housekeeping
 from worker.manifest import prefix_of

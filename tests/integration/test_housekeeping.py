@@ -28,6 +28,7 @@ from shared.models import (
     create_id,
 )
 from shared.storage import Storage, job_prefix, upload_key
+from tests.integration.commits import watched_commits
 from tests.integration.conftest import (
     BAD_MEDIA,
     MakeJob,
@@ -39,7 +40,6 @@ from tests.integration.conftest import (
     problem,
     read_only,
     twice,
-    watched_commits,
 )
 from tests.integration.workbench import Workbench
 from worker import housekeeping as chores

@@ -17,20 +17,19 @@ from shared.models import Job, JobState, StepState, WebhookDelivery, Worker
 from shared.storage import Storage, StoredObject
 from tests.integration.conftest import (
     Broker,
-    Claim,
     MakeJob,
     Submit,
+    Take,
     count_rows,
     nothing_stored,
     read_job,
     read_only,
     read_steps,
     small_image,
-    take_over,
     told,
-    wait_for_a_beat,
     wait_until,
 )
+from tests.integration.takeover import take_over, wait_for_a_beat
 from tests.integration.workbench import Workbench
 
 # --- success -------------------------------------------------------------------------------------------------------
@@ -182,9 +181,9 @@ def test_a_job_that_timed_out_and_was_deleted_stops_and_the_next_one_runs(
 
 
 def test_a_worker_whose_step_was_taken_over_writes_nothing(
-    workbench: Workbench, sessions: SessionFactory, claim: Claim, job: Job
+    workbench: Workbench, sessions: SessionFactory, take: Take, job: Job
 ) -> None:
-    workbench.run(lambda: take_over(sessions, claim, job))
+    workbench.run(lambda: take_over(sessions, take, job))
     [step] = read_steps(sessions, job)
     assert (step.state, step.attempt) == (StepState.RUNNING, 2)
     current = read_job(sessions, job)
@@ -194,10 +193,10 @@ def test_a_worker_whose_step_was_taken_over_writes_nothing(
 
 
 def test_a_worker_that_hears_of_it_in_time_stores_nothing_either(
-    workbench: Workbench, storage: Storage, sessions: SessionFactory, claim: Claim, job: Job
+    workbench: Workbench, storage: Storage, sessions: SessionFactory, take: Take, job: Job
 ) -> None:
     def lose() -> None:
-        take_over(sessions, claim, job)
+        take_over(sessions, take, job)
         wait_for_a_beat(sessions)
 
     workbench.run(lose)
@@ -205,13 +204,13 @@ def test_a_worker_that_hears_of_it_in_time_stores_nothing_either(
 
 
 def test_a_step_that_was_lost_while_its_files_were_stored_gets_no_manifest(
-    workbench: Workbench, watched: WatchedStorage, sessions: SessionFactory, claim: Claim, job: Job
+    workbench: Workbench, watched: WatchedStorage, sessions: SessionFactory, take: Take, job: Job
 ) -> None:
     stored: list[str] = []
 
     def lose(name: str) -> None:
         stored.append(name)
-        take_over(sessions, claim, job)
+        take_over(sessions, take, job)
         wait_for_a_beat(sessions)
 
     watched.tell = lose

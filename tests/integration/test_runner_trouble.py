@@ -15,18 +15,8 @@ from shared.db import SessionFactory
 from shared.inference.errors import ModelUnavailable, OutOfMemory
 from shared.models import Job, JobState, Step, StepState, WebhookDelivery
 from shared.storage import Storage
-from tests.integration.conftest import (
-    Submit,
-    commit,
-    count_rows,
-    make_late,
-    read_job,
-    read_only,
-    read_steps,
-    small_image,
-    told,
-    watched_commits,
-)
+from tests.integration.commits import commit, watched_commits
+from tests.integration.conftest import Submit, count_rows, make_late, read_job, read_only, read_steps, small_image, told
 from tests.integration.workbench import Workbench
 
 

@@ -17,6 +17,7 @@ from shared.models import Batch, JobEvent, JobState, Tenant, Upload, create_id
 from shared.multipart import SMALLEST_PART_BYTES
 from shared.s3 import create_client
 from shared.storage import Storage, attempt_prefix, job_prefix, source_key, upload_key
+from tests.integration.commits import watched_commits
 from tests.integration.conftest import (
     BAD_MEDIA,
     MODEL,
@@ -29,7 +30,6 @@ from tests.integration.conftest import (
     read_only,
     told,
     twice,
-    watched_commits,
 )
 from tests.integration.workbench import Workbench
 from worker import sweep as sweeping

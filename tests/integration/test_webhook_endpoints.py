@@ -14,15 +14,8 @@ from shared.config import Webhooks
 from shared.db import SessionFactory
 from shared.deliveries import Outcome
 from shared.models import DeliveryState, JobState, Tenant, WebhookDelivery, WebhookEndpoint
-from tests.integration.conftest import (
-    MakeJob,
-    count_rows,
-    make_late,
-    read_only,
-    send_in_vain,
-    take_delivery,
-    wait_until,
-)
+from tests.integration.conftest import MakeJob, count_rows, make_late, read_only, wait_until
+from tests.integration.deliveries import send_in_vain, take_delivery
 from tests.receiver import Receiver, run_receiver, say_nothing, scripted
 from worker.deliver import Sender
 from worker.housekeeping import Housekeeping
