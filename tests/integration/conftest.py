@@ -158,6 +158,11 @@ def older(lease: Lease) -> Lease:
     return Lease(step_id=lease.step_id, attempt=lease.attempt - 1)
 
 
+def changed(settings: Settings, group: str, **values: object) -> Settings:
+    """The same settings but for these of one group."""
+    return settings.model_copy(update={group: getattr(settings, group).model_copy(update=values)})
+
+
 # --- the REST interface --------------------------------------------------------------------------------------------
 
 

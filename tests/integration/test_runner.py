@@ -20,6 +20,7 @@ from tests.integration.conftest import (
     MakeJob,
     Submit,
     Take,
+    changed,
     count_rows,
     nothing_stored,
     read_job,
@@ -133,7 +134,7 @@ def test_a_cancel_that_comes_last_still_has_its_way(
         with sessions.begin() as session:
             lifecycle.request_cancel(session, job.id)
 
-    slow_heart = settings.model_copy(update={"worker": settings.worker.model_copy(update={"heartbeat_seconds": 60})})
+    slow_heart = changed(settings, "worker", heartbeat_seconds=60)
     replace(workbench, settings=slow_heart).run(cancel)
     ended = read_job(sessions, job)
     assert (ended.state, ended.manifest_key) == (JobState.CANCELED, None)
@@ -234,14 +235,14 @@ def test_a_worker_that_cannot_renew_its_lease_leaves_the_step_by_itself(
     workbench: Workbench, settings: Settings, storage: Storage, sessions: SessionFactory, job: Job
 ) -> None:
     """By its own clock: nobody has told it that the lease is lost."""
-    short = settings.worker.model_copy(update={"lease_seconds": 1, "heartbeat_seconds": 0.2})
+    short = changed(settings, "worker", lease_seconds=1, heartbeat_seconds=0.2)
 
     def hold_the_row() -> None:
         with sessions() as session:
             session.execute(text("SELECT 1 FROM steps FOR UPDATE"))
             time.sleep(1.5)
 
-    replace(workbench, settings=settings.model_copy(update={"worker": short})).run(hold_the_row)
+    replace(workbench, settings=short).run(hold_the_row)
     assert read_steps(sessions, job)[0].state == StepState.RUNNING
     assert nothing_stored(storage, job)
 

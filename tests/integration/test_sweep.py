@@ -25,6 +25,7 @@ from tests.integration.conftest import (
     MakeJob,
     Submit,
     Take,
+    changed,
     count_rows,
     read_job,
     read_only,
@@ -39,8 +40,7 @@ from worker.sweep import LOCK, Sweep
 @pytest.fixture
 def sweep(settings: Settings, sessions: SessionFactory, storage: Storage) -> Sweep:
     """One to which nothing is too young."""
-    eager = settings.upkeep.model_copy(update={"sweep_grace_seconds": -60})
-    return Sweep(settings=settings.model_copy(update={"upkeep": eager}), sessions=sessions, storage=storage)
+    return Sweep(settings=changed(settings, "upkeep", sweep_grace_seconds=-60), sessions=sessions, storage=storage)
 
 
 @pytest.fixture
