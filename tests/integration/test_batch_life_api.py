@@ -230,7 +230,7 @@ def test_canceling_a_batch_twice_is_the_same_as_once(
 def test_a_batch_larger_than_one_slice_is_canceled_to_its_end(
     api: TestClient, submit_batch: Submit, monkeypatch: pytest.MonkeyPatch, sessions: SessionFactory
 ) -> None:
-    monkeypatch.setattr("shared.batches.CANCELED_AT_ONCE", 2)
+    monkeypatch.setattr("shared.batches.JOBS_AT_ONCE", 2)
     batch = submit_batch(5, webhook_url="https://receiver.example").json()
     assert states(api.post(batch["links"]["cancel"]).json()) == {"canceled": 5}
     assert len(told(sessions)) == 1
