@@ -11,7 +11,7 @@ from shared import deliveries, endpoints, lifecycle, tenants
 from shared.db import SessionFactory
 from shared.deliveries import Outcome
 from shared.models import DeliveryState, JobState, Tenant, WebhookDelivery, WebhookEndpoint
-from tests.integration.conftest import MakeJob, count_rows, make_late, read_only
+from tests.integration.conftest import MakeJob, count_rows, make_late, read_only, twice
 from tests.integration.deliveries import send_in_vain, take_delivery
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
@@ -277,8 +277,7 @@ def test_what_waits_for_a_disabled_endpoint_is_given_up_when_it_is_due(
     with sessions.begin() as session:
         endpoints.change(session, tenant.id, endpoint.id, {}, disabled=True)
     assert take_delivery(sessions) is None
-    upkeep.end_deliveries_of_disabled()
-    upkeep.end_deliveries_of_disabled()
+    twice(upkeep.end_deliveries_of_disabled)
     with sessions() as session:
         rows = session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.attempt)).all()
     assert [(row.state, row.last_error) for row in rows] == [
