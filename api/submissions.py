@@ -1,6 +1,5 @@
 """Reading `POST /v1/jobs`: a multipart form with a file, or JSON naming a source. Both become one Submission."""
 
-import errno
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -17,12 +16,12 @@ from starlette.datastructures import FormData, UploadFile
 from api.errors import DiskFull, InvalidRequest, TooLarge
 from api.schemas import JobSettings, NewJob, NewSource
 from shared.config import Api
+from shared.errors import NO_ROOM
 from shared.sources import clean_name
 
 FORM_FIELDS = frozenset({"mode", "options", "webhook_url", "metadata", "priority", "expect"})
 JSON_FIELDS = frozenset({"options", "metadata", "priority"})
 FIELD_BYTES = 64_000
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HASH_BLOCK_BYTES = 2**20
 
 Wanted = TypeVar("Wanted", bound=JobSettings)

@@ -1,5 +1,6 @@
 """The commands that work on the database itself: migrate, keys, tenants. They need its address alone, no service."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -100,10 +101,10 @@ def _parse_time(told: str) -> float | None:
     """Seconds; None for the default."""
     if told == DEFAULT:
         return None
-    number, unit = told[:-1], told[-1:]
-    if not number.isdecimal() or not number.isascii() or int(number) == 0 or unit not in UNITS or len(number) > 6:
+    found = re.fullmatch("([0-9]{1,6})(.)", told)
+    if found is None or int(found[1]) == 0 or found[2] not in UNITS:
         raise Misuse(f"{told} is no time: give one like 90m, 12h or 30d, or {DEFAULT}")
-    return float(int(number) * UNITS[unit])
+    return float(int(found[1]) * UNITS[found[2]])
 
 
 def _say(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ from shared.db import SessionFactory
 from shared.models import Job, JobState, Step
 
 _ENDED = [state for state in JobState if state.is_terminal]
-CANCELED_AT_ONCE = 500
+JOBS_AT_ONCE = 500
 """Few enough that a running job's heartbeat waits for none of it."""
 
 
@@ -32,11 +32,11 @@ def cancel(sessions: SessionFactory, batch_id: uuid.UUID) -> None:
                         Job.id > last,
                     )
                     .order_by(Job.id)
-                    .limit(CANCELED_AT_ONCE)
+                    .limit(JOBS_AT_ONCE)
                 )
             )
             lifecycle.request_cancels(session, ids)
-        if len(ids) < CANCELED_AT_ONCE:
+        if len(ids) < JOBS_AT_ONCE:
             return
         last = ids[-1]
 
@@ -48,9 +48,9 @@ def delete_jobs(sessions: SessionFactory, batch_id: uuid.UUID) -> None:
     while True:
         with sessions.begin() as session:
             ended = Job.batch_id == batch_id, Job.deleted_at.is_(None), Job.state.in_(_ENDED)
-            ids = list(session.scalars(select(Job.id).where(*ended).limit(CANCELED_AT_ONCE)))
+            ids = list(session.scalars(select(Job.id).where(*ended).limit(JOBS_AT_ONCE)))
             lifecycle.delete_jobs(session, ids)
-        if len(ids) < CANCELED_AT_ONCE:
+        if len(ids) < JOBS_AT_ONCE:
             return
 
 

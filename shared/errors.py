@@ -1,6 +1,10 @@
 """What can go wrong, each with a stable code. HTTP knows these only through the one table in `api/errors.py`."""
 
+import errno
 from typing import ClassVar
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The `errno` of an OSError for want of room: the disk is full, or a quota is, or the file may not grow."""
 
 
 class MasklineError(Exception):

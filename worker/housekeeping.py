@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -106,7 +105,7 @@ class Housekeeping:
         key = IdempotencyKey
         late = select(key.tenant_id, key.key).where(key.expires_at < func.now()).limit(ROWS_AT_ONCE)
         these = delete(key).where(tuple_(key.tenant_id, key.key).in_(late.with_for_update(skip_locked=True)))
-        self._go_on(lambda: self._write(lambda session: count_deleted(session, these) == ROWS_AT_ONCE))
+        self._go_on(lambda: self._write(lambda session: _count_deleted(session, these) == ROWS_AT_ONCE))
 
     def forget_workers(self) -> None:
         """Rows of workers long silent."""
@@ -117,13 +116,12 @@ class Housekeeping:
     # --- a slice of each -------------------------------------------------------------------------------------------
 
     def _purge_some_jobs(self) -> bool:
-        over = or_(Job.deleted_at.is_not(None), Job.expires_at < func.now()) & ~_running()
+        over = or_(Job.deleted_at.is_not(None), Job.expires_at < func.now()) & ~has_running_step()
         rows = self._look(select(Job).where(over).with_for_update(key_share=True, skip_locked=True))
         done = self._delete_files({job.id: job_prefix(job.tenant_id, job.id) for job in rows})
         ids = sorted(done.gone)
-        for belonging in (JobEvent, Step):
-            while self._write(partial(_delete_some, belonging, ids)):
-                continue
+        for table in (JobEvent, Step):
+            delete_in_slices(self.sessions, table, table.job_id.in_(ids))
         with self.sessions.begin() as session:
             session.execute(select(Job.id).where(Job.id.in_(ids)).order_by(Job.id).with_for_update())
             session.execute(delete(Job).where(Job.id.in_(ids), over))
@@ -139,7 +137,7 @@ class Housekeeping:
             Job.source_expires_at < Job.expires_at,
             Job.source_expires_at < func.now(),
             Job.deleted_at.is_(None),
-            ~_running(),
+            ~has_running_step(),
         )
         rows = self._look(select(Job).where(*over).with_for_update(key_share=True, skip_locked=True))
         own = {job.id: job.source["key"] for job in rows if _is_own(job)}
@@ -214,7 +212,8 @@ class _Deleted:
             raise self.errors[0]
 
 
-def _running() -> ColumnElement[bool]:
+def has_running_step() -> ColumnElement[bool]:
+    """Of a job, which may have ended all the same: what the step stores may yet be named."""
     return exists().where(Step.job_id == Job.id, Step.state == StepState.RUNNING)
 
 
@@ -223,9 +222,13 @@ def _is_own(job: Job) -> bool:
     return "bucket" not in job.source and str(job.source["key"]).startswith(job_prefix(job.tenant_id, job.id))
 
 
-def _delete_some(table: type[JobEvent] | type[Step], job_ids: Sequence[uuid.UUID], session: Session) -> bool:
-    some = select(table.id).where(table.job_id.in_(job_ids)).limit(ROWS_AT_ONCE)
-    return count_deleted(session, delete(table).where(table.id.in_(some.scalar_subquery()))) == ROWS_AT_ONCE
+def delete_in_slices(sessions: SessionFactory, table: type[JobEvent] | type[Step], *which: ColumnElement[bool]) -> None:
+    """All of them, each slice in a transaction of its own."""
+    some = select(table.id).where(*which).limit(ROWS_AT_ONCE).scalar_subquery()
+    more = True
+    while more:
+        with sessions.begin() as session:
+            more = _count_deleted(session, delete(table).where(table.id.in_(some))) == ROWS_AT_ONCE
 
 
 def delete_empty_batches(session: Session, batch_ids: Collection[uuid.UUID]) -> None:
@@ -236,6 +239,6 @@ def delete_empty_batches(session: Session, batch_ids: Collection[uuid.UUID]) -> 
     session.execute(delete(Batch).where(Batch.id.in_(wanted), ~exists().where(Job.batch_id == Batch.id)))
 
 
-def count_deleted(session: Session, these: Delete) -> int:
+def _count_deleted(session: Session, these: Delete) -> int:
     result = session.execute(these.execution_options(synchronize_session=False))
     return cast("CursorResult[Any]", result).rowcount

@@ -72,11 +72,8 @@ class Lanes:
             lanes: Counter[str] = Counter()
             shares: Counter[Standing] = Counter()
             tenants: Counter[tuple[Standing, uuid.UUID]] = Counter()
-            taken = 0
 
             def take(each: _Sending | Waiting) -> None:
-                nonlocal taken
-                taken += 1
                 lanes[each.lane] += 1
                 shares[standings[each.lane]] += 1
                 tenants[standings[each.lane], each.tenant_id] += 1
@@ -89,7 +86,7 @@ class Lanes:
                 share = self._shares[standing]
                 known = self._known.get(each.lane)
                 if (
-                    taken < self._places
+                    shares.total() < self._places
                     and (known is None or now >= known.rests_until)
                     and lanes[each.lane] < (self._per_lane if standing == "quick" else 1)
                     and shares[standing] < share

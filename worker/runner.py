@@ -6,7 +6,6 @@ nothing at all. What happens in between is the business of `worker/fetch.py` for
 how several images share the model, each of them living the same life as one alone, is `worker/rounds.py`.
 """
 
-import errno
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from shared.broker import Hints
 from shared.config import Settings
 from shared.contract import Failure
 from shared.db import SessionFactory
-from shared.errors import InvalidTransition, LeaseLost, MasklineError, ModelChanged
+from shared.errors import NO_ROOM, InvalidTransition, LeaseLost, MasklineError, ModelChanged
 from shared.inference.errors import InferenceError
 from shared.lifecycle import ClaimedStep
 from shared.locks import Lease
@@ -50,7 +49,6 @@ OLDEST_FIRST_EVERY = 16  # one step in so many is the oldest whatever its priori
 ROUND_SOURCE_BYTES = 32 * 2**20  # larger images run alone
 DATABASE_PAUSE_SECONDS = 0.5
 DATABASE_AWAY = (OperationalError, PoolTimeoutError)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_HINTS = 16  # of the steps that one step adds; upkeep wakes whoever is idle for the others
 
 

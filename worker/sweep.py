@@ -22,15 +22,15 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, text, tuple_, update
 
 from shared.config import Settings, Upkeep
 from shared.db import SessionFactory
 from shared.errors import SourceMissing
-from shared.models import Batch, Job, JobEvent, Step, StepState, Tenant, Upload
+from shared.models import Batch, Job, JobEvent, Step, Tenant, Upload
 from shared.multipart import Begun
 from shared.storage import ListedObject, Storage, job_prefix, tenant_prefix
-from worker.housekeeping import ROWS_AT_ONCE, count_deleted, delete_empty_batches
+from worker.housekeeping import delete_empty_batches, delete_in_slices, has_running_step
 
 log = structlog.get_logger(__name__)
 
@@ -108,11 +108,7 @@ class Sweep:
                 return
             after = (rows[-1].created_at, rows[-1].id)
             told = JobEvent.job_id.in_([row.id for row in rows]), JobEvent.type == "progress"
-            some = select(JobEvent.id).where(*told).limit(ROWS_AT_ONCE).scalar_subquery()
-            more = True
-            while more:
-                with self.sessions.begin() as session:
-                    more = count_deleted(session, delete(JobEvent).where(JobEvent.id.in_(some))) == ROWS_AT_ONCE
+            delete_in_slices(self.sessions, JobEvent, *told)
 
     def _forget_batches(self, tenant_id: uuid.UUID) -> None:
         """Those that lost their jobs to a version which left them behind."""
@@ -169,9 +165,8 @@ class Sweep:
         return [each for each in begun if _OWNER.match(each.key) and each.key not in kept]
 
     def _find_jobs(self, ids: Sequence[uuid.UUID]) -> "dict[uuid.UUID, _Owner]":
-        running = exists().where(Step.job_id == Job.id, Step.state == StepState.RUNNING)
         with self.sessions() as session:
-            rows = session.execute(select(Job, running.label("running")).where(Job.id.in_(ids))).all()
+            rows = session.execute(select(Job, has_running_step()).where(Job.id.in_(ids))).all()
         return {job.id: _Owner(job=job, ended=job.state.is_terminal and not runs) for job, runs in rows}
 
     def _find_uploads(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:

@@ -184,8 +184,8 @@ def _pin(resources: Resources, tenant: Tenant, row: UploadRow) -> UploadRow:
     etag = row.etag or stored.etag
     head = resources.storage.read(row.storage_key, etag=etag, limit_bytes=HEAD_BYTES)
     kind = tell_kind(head, filename=row.filename, content_type=row.content_type)
-    limits = resources.settings
-    kept_seconds = max(retention.read_policy(tenant, limits.jobs).upload_seconds, limits.api.upload_seconds)
+    settings = resources.settings
+    kept_seconds = max(retention.read_policy(tenant, settings.jobs).upload_seconds, settings.api.upload_seconds)
     with resources.sessions.begin() as session:
         pinned = session.scalars(
             _change(row).values(

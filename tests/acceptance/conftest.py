@@ -142,6 +142,10 @@ class Service:
         rows = self.query(f"SELECT data FROM job_events WHERE job_id = '{job['id']}' AND type = '{kind}' ORDER BY id")  # noqa: S608
         return [data for (data,) in rows]
 
+    def outcomes(self, job: dict[str, Any], *, step: int | None = None) -> list[str]:
+        """What became of its attempts, or of those of one step, in their order."""
+        return [event["outcome"] for event in self.events(job, "attempt") if step in (None, event["step"])]
+
 
 def wait_until(seen: Callable[[], Seen], otherwise: str) -> Seen:
     """What is seen, once it is something."""

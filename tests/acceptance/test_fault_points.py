@@ -32,10 +32,6 @@ def read_digests(service: Service, job: dict[str, Any]) -> dict[str, str]:
     return {file["name"]: file["sha256"] for file in service.result(job)["files"]}
 
 
-def outcomes(service: Service, job: dict[str, Any], step: int) -> list[str]:
-    return [event["outcome"] for event in service.events(job, "attempt") if event["step"] == step]
-
-
 @pytest.mark.parametrize(
     ("point", "step"),
     [("probe-made", 0), ("infer-made", 1), ("finalize-made", CHUNKS + 1), ("manifest-unwritten", CHUNKS + 1)],
@@ -47,9 +43,9 @@ def test_a_step_whose_files_no_row_tells_of_is_made_again_and_alone(
     job = service.submit(recording, name="clip.mp4")
     service.wait_for_fault(point)
     assert service.wait_for(job)["state"] == "succeeded"
-    assert outcomes(service, job, step) == ["started", "lost", "started", "done"]
+    assert service.outcomes(job, step=step) == ["started", "lost", "started", "done"]
     others = set(range(CHUNKS + 2)) - {step}
-    assert [outcomes(service, job, other) for other in others] == [["started", "done"]] * (CHUNKS + 1)
+    assert [service.outcomes(job, step=other) for other in others] == [["started", "done"]] * (CHUNKS + 1)
     assert read_digests(service, job) == digests
 
 

@@ -26,7 +26,7 @@ def test_a_worker_killed_in_the_middle_of_a_job_costs_one_attempt_and_nothing_el
     service.kill_gpu_child()
     done = service.wait_for(job)
     assert (done["state"], done["attempts"]) == ("succeeded", 2)
-    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+    assert service.outcomes(job) == ["started", "lost", "started", "done"]
     [(manifest_key,)] = service.query(f"SELECT manifest_key FROM jobs WHERE id = '{job['id']}'")  # noqa: S608
     assert "/attempts/2/" in manifest_key
     assert _manifests(service, job["id"]) == [manifest_key]
@@ -47,8 +47,7 @@ def test_a_worker_killed_in_the_middle_of_a_round_loses_none_of_its_jobs(
     service.kill_gpu_child()
     for job in jobs:
         assert service.wait_for(job)["state"] == "succeeded"
-        outcomes = [event["outcome"] for event in service.events(job, "attempt")]
-        assert outcomes == ["started", "lost", "started", "done"]
+        assert service.outcomes(job) == ["started", "lost", "started", "done"]
         assert len(_manifests(service, job["id"])) == 1
         assert len({each.webhook_id for each in receiver.wait_for(job["id"])}) == 1
 
@@ -91,7 +90,7 @@ def test_when_parent_and_child_are_killed_the_end_of_the_lease_gives_the_step_ba
     wait_until(partial(service.query, GIVEN_BACK.format(job["id"])), "it was not given back")
     service.stack.start("gpu0")
     assert service.wait_for(job)["state"] == "succeeded"
-    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+    assert service.outcomes(job) == ["started", "lost", "started", "done"]
 
 
 def test_a_worker_that_is_started_again_gives_back_at_once_what_it_held_when_it_was_killed(
@@ -102,7 +101,7 @@ def test_a_worker_that_is_started_again_gives_back_at_once_what_it_held_when_it_
     service.stack.kill("gpu0")
     service.stack.start("gpu0")
     assert service.wait_for(job)["state"] == "succeeded"
-    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+    assert service.outcomes(job) == ["started", "lost", "started", "done"]
 
 
 def test_a_child_that_hangs_with_the_interpreter_to_itself_is_ended_and_its_job_goes_on(
@@ -119,7 +118,7 @@ def test_a_child_that_hangs_with_the_interpreter_to_itself_is_ended_and_its_job_
             assert not Path(f"/proc/{hanging}").exists()
     finally:
         service.stack.start("gpu0")
-    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+    assert service.outcomes(job) == ["started", "lost", "started", "done"]
 
 
 def test_a_worker_that_wakes_after_its_job_was_taken_over_changes_nothing(
@@ -136,7 +135,7 @@ def test_a_worker_that_wakes_after_its_job_was_taken_over_changes_nothing(
         idle = f"SELECT 1 FROM workers WHERE pid = {zombie} AND step_id IS NULL"  # noqa: S608
         wait_until(partial(service.query, idle), "it did not leave the step")
     assert service.look(job) == done
-    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "lost", "started", "done"]
+    assert service.outcomes(job) == ["started", "lost", "started", "done"]
     assert [event["state"] for event in service.events(job, "state")] == ["queued", "running", "succeeded"]
     [(manifest_key,)] = service.query(f"SELECT manifest_key FROM jobs WHERE id = '{job['id']}'")  # noqa: S608
     assert "/attempts/2/" in manifest_key
@@ -161,7 +160,7 @@ def test_fifty_hints_for_one_job_are_one_run(service: Service, scene: bytes) -> 
     hints.close(seconds=30)
     service.stack.start("gpu0")
     assert service.wait_for(job)["state"] == "succeeded"
-    assert [event["outcome"] for event in service.events(job, "attempt")] == ["started", "done"]
+    assert service.outcomes(job) == ["started", "done"]
 
 
 def test_an_emptied_broker_loses_no_queued_job(service: Service, scene: bytes) -> None:
@@ -194,8 +193,7 @@ def test_a_worker_that_is_deployed_anew_gives_its_step_back_and_spends_no_attemp
     service.wait_for(job, states=RUNNING, stage="segmenting")
     service.stack.restart("gpu0")
     assert service.wait_for(job)["state"] == "succeeded"
-    outcomes = [event["outcome"] for event in service.events(job, "attempt")]
-    assert outcomes == ["started", "released", "started", "done"]
+    assert service.outcomes(job) == ["started", "released", "started", "done"]
     assert service.query(f"SELECT lost, failures FROM steps WHERE job_id = '{job['id']}'") == [(0, 0)]  # noqa: S608
 
 

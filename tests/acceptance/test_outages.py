@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import redis
@@ -15,10 +14,6 @@ from tests.acceptance.conftest import GIVEN_BACK, SLOW, Service, stopped, wait_u
 
 RUNNING = {"running"}
 URLS = ("MASKLINE_DATABASE__URL", "MASKLINE_BROKER__URL")
-
-
-def attempts(service: Service, job: dict[str, Any]) -> list[str]:
-    return [event["outcome"] for event in service.events(job, "attempt")]
 
 
 # --- Redis ---------------------------------------------------------------------------------------------------------
@@ -42,7 +37,7 @@ def test_a_broker_that_dies_and_comes_back_empty_loses_no_job(
             log.unlink()
     service.stack.start("redis")
     assert [service.wait_for(job)["state"] for job in (running, queued)] == ["succeeded"] * 2
-    assert attempts(service, running) == ["started", "done"]
+    assert service.outcomes(running) == ["started", "done"]
 
 
 def test_a_job_is_accepted_at_once_while_the_broker_hangs(service: Service, scene: bytes) -> None:
@@ -96,7 +91,7 @@ def test_a_child_that_dies_while_the_broker_is_away_gives_its_step_back_all_the_
     finally:
         service.stack.start("redis")
     assert service.wait_for(job)["state"] == "succeeded"
-    assert attempts(service, job) == ["started", "lost", "started", "done"]
+    assert service.outcomes(job) == ["started", "lost", "started", "done"]
 
 
 # --- PostgreSQL ----------------------------------------------------------------------------------------------------
@@ -111,7 +106,7 @@ def test_a_database_that_dies_costs_a_running_job_nothing(service: Service, larg
     assert int(answer.headers["retry-after"]) >= 1
     service.stack.start("postgres")
     assert service.wait_for(job)["state"] == "succeeded"
-    assert attempts(service, job) == ["started", "done"]
+    assert service.outcomes(job) == ["started", "done"]
 
 
 def test_a_child_that_dies_while_the_database_is_away_gives_its_step_back_when_it_returns(
@@ -127,7 +122,7 @@ def test_a_child_that_dies_while_the_database_is_away_gives_its_step_back_when_i
     wait_until(lambda: b"waits for the database" in log.read_bytes()[begin:], "nobody came into its place")
     service.stack.start("postgres")
     assert service.wait_for(job)["state"] == "succeeded"
-    assert attempts(service, job) == ["started", "lost", "started", "done"]
+    assert service.outcomes(job) == ["started", "lost", "started", "done"]
 
 
 def test_a_database_that_hangs_and_goes_on_loses_nothing(service: Service, scene: bytes, large_scene: bytes) -> None:
@@ -137,7 +132,7 @@ def test_a_database_that_hangs_and_goes_on_loses_nothing(service: Service, scene
         answer = service.http.get(job["links"]["self"], timeout=60)
         assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
     assert service.wait_for(job)["state"] == "succeeded"
-    assert attempts(service, job) == ["started", "done"]
+    assert service.outcomes(job) == ["started", "done"]
     assert service.wait_for(service.submit(scene))["state"] == "succeeded"
 
 
@@ -149,7 +144,7 @@ def test_a_storage_that_dies_before_the_masks_are_stored_puts_the_job_off(servic
     service.wait_for(job, states=RUNNING, stage="segmenting")
     service.stack.kill("s3")
     try:
-        wait_until(lambda: "put off" in attempts(service, job), "it was not put off")
+        wait_until(lambda: "put off" in service.outcomes(job), "it was not put off")
         assert service.http.get(job["links"]["result"]).json()["code"] == "not_ready"
     finally:
         service.stack.start("s3")
@@ -166,7 +161,7 @@ def test_a_storage_whose_disk_is_full_puts_the_job_off_and_shows_nothing_partial
     soft, hard = resource.prlimit(server, resource.RLIMIT_FSIZE)
     resource.prlimit(server, resource.RLIMIT_FSIZE, (100, hard))
     try:
-        wait_until(lambda: "put off" in attempts(service, job), "it was not put off")
+        wait_until(lambda: "put off" in service.outcomes(job), "it was not put off")
         keys = [key for key in service.storage().list_keys("tenants/") if f"/jobs/{job['id']}/" in key]
         assert [key.rpartition("/")[2] for key in keys] == ["source"]
     finally:

@@ -9,26 +9,22 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx2
-import psycopg
 import pytest
 import redis
 from PIL import Image
-from sqlalchemy import Connection, event, func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from shared import deliveries, intake, lateness, lifecycle, tenants
+from shared import intake, lateness, lifecycle, tenants
 from shared.broker import DELIVER, GPU, RUN, WEBHOOKS, Hints
 from shared.config import Settings, Webhooks
 from shared.contract import Failure, Options
 from shared.db import SessionFactory
-from shared.deliveries import DueDelivery, Outcome
 from shared.lifecycle import ClaimedStep
 from shared.locks import Lease
 from shared.models import Base, Job, JobEvent, JobState, Step, StepKind, Tenant, Worker, create_id
@@ -38,6 +34,7 @@ from tests.integration.workbench import WAIT_SECONDS, Workbench
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
 from worker.housekeeping import Housekeeping
+from worker.upkeep import Upkeep
 
 TIMING = {"frames": 1, "inference_seconds": 0.5}
 MODEL = {"name": "a model", "revision": "1", "dtype": "float32", "input_size": [64, 64]}
@@ -45,6 +42,8 @@ TROUBLE = Failure(code="storage_unavailable", detail="the storage cannot be reac
 BAD_MEDIA = Failure(code="invalid_media", detail="not an image", retryable=False)
 
 MakeJob = Callable[..., Job]
+Claim = Callable[..., ClaimedStep | None]
+Take = Callable[..., ClaimedStep]
 Submit = Callable[..., httpx2.Response]
 Row = TypeVar("Row", bound=Base)
 
@@ -73,7 +72,7 @@ def make_job(sessions: SessionFactory, tenant: Tenant) -> MakeJob:
 
 
 @pytest.fixture
-def claim(sessions: SessionFactory) -> Callable[..., ClaimedStep | None]:
+def claim(sessions: SessionFactory) -> Claim:
     def take(**values: object) -> ClaimedStep | None:
         chosen: dict[str, object] = {
             "worker_id": create_id(), "queue_name": GPU, "modes": ("demo", "fast", "sota"), "mode_loaded": None,
@@ -86,11 +85,11 @@ def claim(sessions: SessionFactory) -> Callable[..., ClaimedStep | None]:
 
 
 @pytest.fixture
-def take(claim: Callable[..., ClaimedStep | None]) -> Callable[[], ClaimedStep]:
+def take(claim: Claim) -> Take:
     """Claim the next step, which there is."""
 
-    def take_one() -> ClaimedStep:
-        claimed = claim()
+    def take_one(**values: object) -> ClaimedStep:
+        claimed = claim(**values)
         assert claimed is not None
         return claimed
 
@@ -98,7 +97,7 @@ def take(claim: Callable[..., ClaimedStep | None]) -> Callable[[], ClaimedStep]:
 
 
 @pytest.fixture
-def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Callable[..., ClaimedStep | None]) -> MakeJob:
+def job_in(sessions: SessionFactory, make_job: MakeJob, claim: Claim) -> MakeJob:
     """A job that got into the wanted state as a real one would."""
 
     def put(state: JobState) -> Job:
@@ -157,6 +156,11 @@ def told(sessions: SessionFactory, kind: str) -> list[str]:
 
 def older(lease: Lease) -> Lease:
     return Lease(step_id=lease.step_id, attempt=lease.attempt - 1)
+
+
+def changed(settings: Settings, group: str, **values: object) -> Settings:
+    """The same settings but for these of one group."""
+    return settings.model_copy(update={group: getattr(settings, group).model_copy(update=values)})
 
 
 # --- the REST interface --------------------------------------------------------------------------------------------
@@ -310,31 +314,6 @@ def silent_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-@contextmanager
-def watched_commits(sessions: SessionFactory, hit: Callable[[Connection], bool]) -> Iterator[None]:
-    """`hit` is asked before every commit; where it says so, the database cuts the connection and the commit fails."""
-    engine = sessions.kw["bind"]
-
-    def watch(connection: Connection) -> None:
-        if hit(connection):
-            pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
-            with Session(engine) as session:
-                session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
-
-    event.listen(engine, "commit", watch)
-    try:
-        yield
-    finally:
-        event.remove(engine, "commit", watch)
-
-
-def commit(connection: Connection) -> None:
-    """Behind the back of whoever is about to, whose own commit then has something to lose as well."""
-    driver = cast("psycopg.Connection", connection.connection.dbapi_connection)
-    driver.commit()
-    driver.execute("SELECT 1")
-
-
 @dataclass(frozen=True)
 class Broker:
     """The hints that wait in the real broker."""
@@ -365,35 +344,6 @@ def broker(settings: Settings) -> Iterator[Broker]:
 # --- a worker ------------------------------------------------------------------------------------------------------
 
 
-def wait_for_a_beat(sessions: SessionFactory) -> None:
-    """Until the worker's heart has beaten, from start to end, after this was called."""
-    for _ in range(2):  # the first may have begun before
-        with sessions() as session:
-            asked_at = session.scalars(select(func.clock_timestamp())).one()
-        wait_until(partial(has_beaten, sessions, since=asked_at))
-
-
-def has_beaten(sessions: SessionFactory, *, since: datetime) -> bool:
-    with sessions() as session:
-        return session.scalar(select(Worker.id).where(Worker.heartbeat_at > since)) is not None
-
-
-def take_back(sessions: SessionFactory, job: Job) -> None:
-    """As upkeep does from a worker that seems dead."""
-    with sessions.begin() as session:
-        late = "UPDATE steps SET lease_expires_at = now() - interval '1s' WHERE job_id = :id AND state = 'running'"
-        session.execute(text(late), {"id": job.id})
-        assert lateness.reap(session, lost_attempts=3) is not None
-
-
-def take_over(sessions: SessionFactory, claim: Callable[..., ClaimedStep | None], job: Job) -> None:
-    """As upkeep and another worker do."""
-    take_back(sessions, job)
-    claimed = claim()
-    assert claimed is not None
-    assert claimed.job.id == job.id
-
-
 def nothing_stored(storage: Storage, job: Job) -> bool:
     return not [key for key in storage.list_keys(job_prefix(job.tenant_id, job.id)) if "attempts" in key]
 
@@ -401,6 +351,11 @@ def nothing_stored(storage: Storage, job: Job) -> bool:
 @pytest.fixture
 def workbench(settings: Settings, sessions: SessionFactory, storage: Storage, hints: Hints) -> Workbench:
     return Workbench(settings=settings, sessions=sessions, storage=storage, hints=hints)
+
+
+@pytest.fixture
+def upkeep(settings: Settings, sessions: SessionFactory, hints: Hints) -> Upkeep:
+    return Upkeep(settings=settings, sessions=sessions, hints=hints)
 
 
 @pytest.fixture
@@ -435,18 +390,3 @@ def end_job(sessions: SessionFactory, make_job: MakeJob) -> MakeJob:
             return lifecycle.request_cancel(session, job.id)
 
     return end
-
-
-def take_delivery(sessions: SessionFactory) -> DueDelivery | None:
-    """As a sender does that has one place."""
-    with sessions.begin() as session:
-        claimed = deliveries.claim(session, [each.id for each in deliveries.find_due(session, per_lane=1)][:1])
-    return claimed[0] if claimed else None
-
-
-def send_in_vain(sessions: SessionFactory, **outcome: Any) -> None:
-    """As a sender does whose receiver says 500, or what else is given."""
-    due = take_delivery(sessions)
-    assert due is not None
-    with sessions.begin() as session:
-        deliveries.record(session, due, Outcome(**{"status": 500, **outcome}))

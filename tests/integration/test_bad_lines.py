@@ -16,6 +16,7 @@ from shared.models import Job, JobState
 from shared.storage import Storage
 from tests.integration.conftest import (
     Submit,
+    changed,
     make_late,
     nothing_stored,
     problem,
@@ -25,7 +26,6 @@ from tests.integration.conftest import (
     serve,
     told,
 )
-from tests.integration.test_outages_api import changed
 from tests.integration.workbench import Workbench
 from tests.line import Line, run_line
 

@@ -11,7 +11,6 @@ from starlette.testclient import TestClient
 
 from shared import lateness, lifecycle
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import WebhookDelivery
 from tests.integration.conftest import (
     BAD_MEDIA,
@@ -19,13 +18,13 @@ from tests.integration.conftest import (
     TIMING,
     Broker,
     Submit,
+    Take,
     problem,
     read_only,
     wait_until,
 )
 
 Json = dict[str, Any]
-Take = Callable[[], ClaimedStep]
 
 
 @pytest.fixture
@@ -231,7 +230,7 @@ def test_canceling_a_batch_twice_is_the_same_as_once(
 def test_a_batch_larger_than_one_slice_is_canceled_to_its_end(
     api: TestClient, submit_batch: Submit, monkeypatch: pytest.MonkeyPatch, sessions: SessionFactory
 ) -> None:
-    monkeypatch.setattr("shared.batches.CANCELED_AT_ONCE", 2)
+    monkeypatch.setattr("shared.batches.JOBS_AT_ONCE", 2)
     batch = submit_batch(5, webhook_url="https://receiver.example").json()
     assert states(api.post(batch["links"]["cancel"]).json()) == {"canceled": 5}
     assert len(told(sessions)) == 1

@@ -15,9 +15,18 @@ from shared.db import SessionFactory
 from shared.errors import InvalidTransition
 from shared.lifecycle import ClaimedStep
 from shared.models import Batch, Job, JobState, StepKind, Tenant, WebhookDelivery, create_id
-from tests.integration.conftest import BAD_MEDIA, MODEL, TIMING, count_rows, new_job, read_only, read_steps, wait_until
+from tests.integration.conftest import (
+    BAD_MEDIA,
+    MODEL,
+    TIMING,
+    Claim,
+    count_rows,
+    new_job,
+    read_only,
+    read_steps,
+    wait_until,
+)
 
-Claim = Callable[..., ClaimedStep | None]
 Make = Callable[[int], list[Job]]
 
 
@@ -107,7 +116,7 @@ def test_workers_cancels_and_retries_together_neither_block_one_another_nor_misc
     make_batch: Make, claim: Claim, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deadlock would be an OperationalError here; a count that is off leaves the batch open, or closes it early."""
-    monkeypatch.setattr("shared.batches.CANCELED_AT_ONCE", 7)
+    monkeypatch.setattr("shared.batches.JOBS_AT_ONCE", 7)
     jobs = make_batch(30)
     batch_id = jobs[0].batch_id
     assert batch_id is not None

@@ -12,18 +12,9 @@ from starlette.testclient import TestClient
 from api import acceptance
 from api.schemas import BATCH_ITEMS, BATCH_PRIORITY
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import Batch, IdempotencyKey, Job, JobEvent, JobState, Step, WebhookDelivery, create_id
-from tests.integration.conftest import (
-    Broker,
-    Submit,
-    commit,
-    count_rows,
-    problem,
-    read_only,
-    wait_until,
-    watched_commits,
-)
+from tests.integration.commits import commit, watched_commits
+from tests.integration.conftest import Broker, Submit, Take, count_rows, problem, read_only, wait_until
 
 KEY = {"Idempotency-Key": "a-key"}
 BATCH_FIELDS = {
@@ -34,7 +25,6 @@ JOBS_FIELDS = {"total", *JobState}
 PROGRESS_FIELDS = {"done", "total", "unit", "frames_per_second", "eta_seconds"}
 
 Json = dict[str, Any]
-Take = Callable[[], ClaimedStep]
 PutUpload = Callable[..., str]
 
 

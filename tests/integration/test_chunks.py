@@ -1,7 +1,6 @@
 """A recording's life in the database: one probe, a step for every chunk, and one that joins them, exactly once."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +12,8 @@ from shared.db import SessionFactory
 from shared.errors import InvalidTransition, LeaseLost, ModelChanged
 from shared.lifecycle import ClaimedStep
 from shared.models import Job, JobState, Step, StepKind, StepState, Tenant
-from tests.integration.conftest import BAD_MEDIA, MODEL, new_job, older, read_job, read_steps
+from tests.integration.conftest import BAD_MEDIA, MODEL, Take, new_job, older, read_job, read_steps
 
-Claim = Callable[..., ClaimedStep | None]
 FOUND = {"time_base": "1/25"}
 
 
@@ -28,24 +26,11 @@ def recording(sessions: SessionFactory, tenant: Tenant) -> Job:
 
 
 @pytest.fixture
-def take(claim: Claim) -> Callable[..., ClaimedStep]:
-    def take_one(queue_name: str = GPU) -> ClaimedStep:
-        claimed = claim(queue_name=queue_name)
-        assert claimed is not None
-        return claimed
-
-    return take_one
-
-
-Take = Callable[..., ClaimedStep]
-
-
-@pytest.fixture
 def planned(recording: Job, take: Take, sessions: SessionFactory) -> Job:
     """A recording of three chunks of ten frames."""
     with sessions.begin() as session:
         plans = [{"ordinal": number} for number in range(3)]
-        chunks.plan_chunks(session, take(IO).lease, recording=FOUND, chunks=plans, frames=30)
+        chunks.plan_chunks(session, take(queue_name=IO).lease, recording=FOUND, chunks=plans, frames=30)
     return recording
 
 
@@ -94,7 +79,7 @@ def test_joining_them_publishes_the_job(planned: Job, sessions: SessionFactory, 
     for _ in range(3):
         finish(sessions, take())
     with sessions.begin() as session:
-        lifecycle.publish(session, take(IO).lease, manifest_key="a key", model=MODEL, timing={"frames": 30})
+        lifecycle.publish(session, take(queue_name=IO).lease, manifest_key="a key", model=MODEL, timing={"frames": 30})
     job = read_job(sessions, planned)
     assert (job.state, job.manifest_key, job.frames_done) == (JobState.SUCCEEDED, "a key", 30)
 

@@ -22,6 +22,7 @@ from shared.models import Batch, Job, JobState, StepKind
 from shared.storage import Storage, job_prefix
 from tests.integration.conftest import (
     Broker,
+    changed,
     count_rows,
     make_late,
     nothing_stored,
@@ -31,10 +32,10 @@ from tests.integration.conftest import (
     read_steps,
     serve,
     small_image,
-    take_back,
     wait_until,
 )
 from tests.integration.scripted import Answer, ScriptedService, hang_up, say
+from tests.integration.takeover import take_back
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 from worker.housekeeping import Housekeeping
 from worker.manifest import prefix_of
@@ -273,9 +274,8 @@ def test_a_file_larger_than_a_part_arrives_whole(
 ) -> None:
     content = small_image() + bytes(20 * 2**20)
     server.script(say(200, content))
-    limits = settings.fetch.model_copy(update={"source_bytes": 10**9})
     submit_source({"url": f"{server.url}/a.png"})
-    replace(workbench, settings=settings.model_copy(update={"fetch": limits})).run(queue_name=IO)
+    replace(workbench, settings=changed(settings, "fetch", source_bytes=10**9)).run(queue_name=IO)
     row = read_only(sessions, Job)
     assert workbench.storage.read(row.source["key"], limit_bytes=10**8) == content
 

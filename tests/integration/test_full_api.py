@@ -13,7 +13,7 @@ from shared.config import Settings
 from shared.db import SessionFactory
 from shared.models import Job
 from shared.storage import Storage
-from tests.integration.conftest import Submit, count_rows, problem, serve, small_image
+from tests.integration.conftest import Submit, changed, count_rows, problem, serve, small_image
 
 LIMIT = 2
 SPOOLED_BYTES = 2 * 2**20  # more than is kept in memory
@@ -22,8 +22,7 @@ SPOOLED_BYTES = 2 * 2**20  # more than is kept in memory
 @pytest.fixture
 def narrow(settings: Settings, storage: Storage, api_key: str) -> Iterator[TestClient]:
     """An API whose queue has room for two jobs."""
-    few = settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"queued_limit": LIMIT})})
-    with serve(few, key=api_key) as client:
+    with serve(changed(settings, "jobs", queued_limit=LIMIT), key=api_key) as client:
         yield client
 
 

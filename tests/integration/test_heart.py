@@ -11,7 +11,7 @@ from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import JobState, Step
 from tests.integration.conftest import MakeJob, add_worker, read_job, read_only, wait_until
-from tests.integration.test_relief import bury, fork
+from tests.integration.processes import bury, fork
 from worker.heart import Heart
 from worker.relief import take_back
 

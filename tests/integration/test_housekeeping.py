@@ -1,21 +1,20 @@
 """What is over, or was deleted, goes with its files; doing it again, or going on after a death, changes nothing."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import httpx2
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from shared import endpoints, lifecycle
 from shared.config import Settings
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import (
     Batch,
+    DeliveryState,
     IdempotencyKey,
     Job,
     JobEvent,
@@ -29,24 +28,22 @@ from shared.models import (
     create_id,
 )
 from shared.storage import Storage, job_prefix, upload_key
+from tests.integration.commits import watched_commits
 from tests.integration.conftest import (
     BAD_MEDIA,
     MakeJob,
     Submit,
+    Take,
     add_worker,
     count_rows,
     make_late,
     problem,
     read_only,
     twice,
-    watched_commits,
 )
 from tests.integration.workbench import Workbench
 from worker import housekeeping as chores
 from worker.housekeeping import Housekeeping
-
-Claim = Callable[..., ClaimedStep]
-
 
 # --- jobs ----------------------------------------------------------------------------------------------------------
 
@@ -56,8 +53,7 @@ def finished(submit: Submit, workbench: Workbench, sessions: SessionFactory) -> 
     """A job with a source and a result in the storage."""
     submit()
     workbench.run()
-    with sessions() as session:
-        return session.scalars(select(Job)).one()
+    return read_only(sessions, Job)
 
 
 def files(storage: Storage, job: Job) -> list[str]:
@@ -114,10 +110,10 @@ def test_the_row_stays_until_the_files_are_gone(
 
 
 def test_a_job_goes_only_when_none_of_its_steps_runs_any_more(
-    housekeeping: Housekeeping, sessions: SessionFactory, make_job: MakeJob, claim: Claim
+    housekeeping: Housekeeping, sessions: SessionFactory, make_job: MakeJob, take: Take
 ) -> None:
     job = make_job(steps=2)
-    failing, running = claim(), claim()
+    failing, running = take(), take()
     with sessions.begin() as session:
         lifecycle.fail_step(session, failing.lease, BAD_MEDIA, failed_attempts=3)
         lifecycle.delete_job(session, job.id)
@@ -130,15 +126,13 @@ def test_a_job_goes_only_when_none_of_its_steps_runs_any_more(
 
 
 def test_news_of_a_removed_job_are_still_sent(
-    housekeeping: Housekeeping, sessions: SessionFactory, make_job: MakeJob
+    housekeeping: Housekeeping, sessions: SessionFactory, end_job: MakeJob
 ) -> None:
-    job = make_job(webhook_url="https://receiver.example")
+    job = end_job("https://receiver.example")
     with sessions.begin() as session:
-        lifecycle.request_cancel(session, job.id)
         lifecycle.delete_job(session, job.id)
     housekeeping.purge_jobs()
-    with sessions() as session:
-        assert session.scalars(text("SELECT state FROM webhook_deliveries")).all() == ["pending"]
+    assert read_only(sessions, WebhookDelivery).state == DeliveryState.PENDING
 
 
 def test_all_that_is_over_goes_in_one_round_however_much_it_is(
@@ -207,11 +201,11 @@ def test_a_batch_goes_with_the_last_of_its_jobs(
 
 
 def test_a_deleted_batch_goes_with_its_jobs_whether_they_have_ended_or_not(
-    housekeeping: Housekeeping, api: TestClient, submit_batch: Submit, sessions: SessionFactory, claim: Claim,
+    housekeeping: Housekeeping, api: TestClient, submit_batch: Submit, sessions: SessionFactory, take: Take,
     storage: Storage,
 ) -> None:  # fmt: skip
     batch = submit_batch(3).json()
-    running = claim()
+    running = take()
     assert api.delete(batch["links"]["self"]).status_code == 204
     problem(api.get(batch["links"]["self"]), 404, "not_found")
     problem(api.delete(batch["links"]["self"]), 404, "not_found")

@@ -14,16 +14,8 @@ from api.idempotency import Hold
 from shared.db import SessionFactory
 from shared.errors import IdempotencyConflict
 from shared.models import IdempotencyKey, Job, Tenant, create_id
-from tests.integration.conftest import (
-    Submit,
-    commit,
-    count_rows,
-    make_late,
-    problem,
-    read_only,
-    small_image,
-    watched_commits,
-)
+from tests.integration.commits import commit, watched_commits
+from tests.integration.conftest import Submit, count_rows, make_late, problem, read_only, small_image
 
 KEY = {"Idempotency-Key": '"a key"'.replace(" ", "-")}
 

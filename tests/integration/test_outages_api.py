@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import httpx2
 import pytest
@@ -15,12 +14,8 @@ from shared.config import Settings
 from shared.db import SessionFactory
 from shared.models import Job, create_id
 from shared.storage import Storage
-from tests.integration.conftest import MakeJob, Submit, count_rows, problem, serve, small_image, wait_until
+from tests.integration.conftest import MakeJob, Submit, changed, count_rows, problem, serve, small_image, wait_until
 from tests.integration.workbench import Workbench
-
-
-def changed(settings: Settings, group: str, **values: Any) -> Settings:
-    return settings.model_copy(update={group: getattr(settings, group).model_copy(update=values)})
 
 
 def submit_to(api: TestClient, **headers: str) -> httpx2.Response:

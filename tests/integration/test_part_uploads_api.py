@@ -14,7 +14,8 @@ from shared.db import SessionFactory
 from shared.models import Upload
 from shared.multipart import MEBIBYTE, SMALLEST_PART_BYTES, choose_part_bytes, divide
 from shared.storage import Storage
-from tests.integration.conftest import count_rows, make_late, problem, read_only, serve, watched_commits
+from tests.integration.commits import watched_commits
+from tests.integration.conftest import count_rows, make_late, problem, read_only, serve
 from worker.housekeeping import Housekeeping
 
 SIZES = {1: 5 * MEBIBYTE, 2: 5 * MEBIBYTE, 3: MEBIBYTE}

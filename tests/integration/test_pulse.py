@@ -4,7 +4,7 @@ import multiprocessing
 import threading
 
 from tests.integration.conftest import wait_until
-from tests.integration.test_relief import bury, fork
+from tests.integration.processes import bury, fork
 from worker.pulse import Pulses
 
 

@@ -23,7 +23,8 @@ from shared.inference.mask_video import read_masks
 from shared.inference.masks import decode_mask
 from shared.models import Job, JobState, StepKind, StepState
 from shared.storage import job_prefix
-from tests.integration.conftest import Submit, problem, read_job, read_only, read_steps, take_back
+from tests.integration.conftest import Submit, problem, read_job, read_only, read_steps
+from tests.integration.takeover import take_back
 from tests.integration.workbench import FakeEngine, Workbench, nothing
 from tests.recordings import FRAMES, GOP, encode, packet_places, read_number
 

@@ -16,26 +16,10 @@ from shared.db import SessionFactory
 from shared.lifecycle import ClaimedStep
 from shared.models import Step, StepState, Worker, create_id
 from tests.integration.conftest import Broker, MakeJob, add_worker, count_rows, read_job, read_steps, told, wait_until
+from tests.integration.processes import bury, fork
 from worker.relief import find_gone, read_mark, relieve, take_back
 
 Claim = Callable[..., ClaimedStep]
-
-
-def fork(child: Callable[[], None] = lambda: None) -> int:
-    """A process as Celery makes them; it lives until it is killed."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-            signal.pause()
-        finally:
-            os._exit(1)
-    return pid
-
-
-def bury(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
 
 
 def add_process(sessions: SessionFactory, pid: int) -> Worker:

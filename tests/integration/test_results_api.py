@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from shared.config import Settings
 from shared.inference.masks import decode_mask
 from shared.models import JobState
-from tests.integration.conftest import MakeJob, Submit, problem, serve
+from tests.integration.conftest import MakeJob, Submit, changed, problem, serve
 from tests.integration.workbench import CLASS_ID, Workbench
 
 
@@ -100,8 +100,8 @@ def test_a_file_that_the_manifest_does_not_list_is_not_found(
 def test_links_lead_to_where_clients_reach_the_storage(
     settings: Settings, api: TestClient, api_key: str, links: dict[str, str]
 ) -> None:
-    public = settings.storage.model_copy(update={"public_endpoint_url": "https://masks.example"})
-    with serve(settings.model_copy(update={"storage": public}), key=api_key) as elsewhere:
+    public = changed(settings, "storage", public_endpoint_url="https://masks.example")
+    with serve(public, key=api_key) as elsewhere:
         files: list[dict[str, Any]] = elsewhere.get(links["result"]).json()["files"]
         upload = elsewhere.post("/v1/uploads", json={"filename": "a.png", "size": 5}).json()
     assert all(each["url"].startswith("https://masks.example/") for each in [*files, upload])

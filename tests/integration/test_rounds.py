@@ -18,24 +18,13 @@ from shared import lateness, lifecycle
 from shared.config import Settings
 from shared.db import SessionFactory
 from shared.inference.errors import ModelUnavailable
-from shared.lifecycle import ClaimedStep
 from shared.models import Job, JobState, Step, StepState
 from shared.storage import Storage
-from tests.integration.conftest import (
-    Submit,
-    nothing_stored,
-    read_job,
-    read_steps,
-    small_image,
-    take_back,
-    take_over,
-    wait_for_a_beat,
-    wait_until,
-)
+from tests.integration.conftest import Submit, Take, nothing_stored, read_job, read_steps, small_image, wait_until
+from tests.integration.takeover import take_back, take_over, wait_for_a_beat
 from tests.integration.workbench import WAIT_SECONDS, Workbench
 from worker import rounds
 
-Claim = Callable[..., ClaimedStep]
 SubmitJobs = Callable[..., list[Job]]
 
 
@@ -296,12 +285,12 @@ def test_every_lease_lasts_as_long_as_the_batch(
 
 
 def test_a_worker_that_lost_one_of_its_steps_publishes_the_others(
-    together: Workbench, submit_jobs: SubmitJobs, sessions: SessionFactory, storage: Storage, claim: Claim
+    together: Workbench, submit_jobs: SubmitJobs, sessions: SessionFactory, storage: Storage, take: Take
 ) -> None:
     lost, *others = submit_jobs(4)
 
     def lose() -> None:
-        take_over(sessions, claim, lost)
+        take_over(sessions, take, lost)
         wait_for_a_beat(sessions)
 
     together.run(lose)
@@ -325,12 +314,12 @@ def test_a_draining_worker_gives_all_its_steps_back_and_spends_no_attempt(
 
 
 def test_a_step_that_was_lost_with_its_worker_runs_alone(
-    together: Workbench, submit_jobs: SubmitJobs, sessions: SessionFactory, claim: Claim
+    together: Workbench, submit_jobs: SubmitJobs, sessions: SessionFactory, take: Take
 ) -> None:
     """It may be what killed the worker, and would take the others with it until all of them have failed."""
     jobs = submit_jobs(4)
     for _ in range(2):
-        claim()
+        take()
     for job in jobs[:2]:
         take_back(sessions, job)
     assert sorted(together.run().batches) == [1, 1, 2]

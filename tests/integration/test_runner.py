@@ -13,28 +13,25 @@ from shared import lateness, lifecycle
 from shared.broker import Hints
 from shared.config import Settings
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import Job, JobState, StepState, WebhookDelivery, Worker
 from shared.storage import Storage, StoredObject
 from tests.integration.conftest import (
     Broker,
     MakeJob,
     Submit,
+    Take,
+    changed,
     count_rows,
     nothing_stored,
     read_job,
     read_only,
     read_steps,
     small_image,
-    take_over,
     told,
-    wait_for_a_beat,
     wait_until,
 )
+from tests.integration.takeover import take_over, wait_for_a_beat
 from tests.integration.workbench import Workbench
-
-Claim = Callable[..., ClaimedStep]
-
 
 # --- success -------------------------------------------------------------------------------------------------------
 
@@ -137,7 +134,7 @@ def test_a_cancel_that_comes_last_still_has_its_way(
         with sessions.begin() as session:
             lifecycle.request_cancel(session, job.id)
 
-    slow_heart = settings.model_copy(update={"worker": settings.worker.model_copy(update={"heartbeat_seconds": 60})})
+    slow_heart = changed(settings, "worker", heartbeat_seconds=60)
     replace(workbench, settings=slow_heart).run(cancel)
     ended = read_job(sessions, job)
     assert (ended.state, ended.manifest_key) == (JobState.CANCELED, None)
@@ -185,9 +182,9 @@ def test_a_job_that_timed_out_and_was_deleted_stops_and_the_next_one_runs(
 
 
 def test_a_worker_whose_step_was_taken_over_writes_nothing(
-    workbench: Workbench, sessions: SessionFactory, claim: Claim, job: Job
+    workbench: Workbench, sessions: SessionFactory, take: Take, job: Job
 ) -> None:
-    workbench.run(lambda: take_over(sessions, claim, job))
+    workbench.run(lambda: take_over(sessions, take, job))
     [step] = read_steps(sessions, job)
     assert (step.state, step.attempt) == (StepState.RUNNING, 2)
     current = read_job(sessions, job)
@@ -197,10 +194,10 @@ def test_a_worker_whose_step_was_taken_over_writes_nothing(
 
 
 def test_a_worker_that_hears_of_it_in_time_stores_nothing_either(
-    workbench: Workbench, storage: Storage, sessions: SessionFactory, claim: Claim, job: Job
+    workbench: Workbench, storage: Storage, sessions: SessionFactory, take: Take, job: Job
 ) -> None:
     def lose() -> None:
-        take_over(sessions, claim, job)
+        take_over(sessions, take, job)
         wait_for_a_beat(sessions)
 
     workbench.run(lose)
@@ -208,13 +205,13 @@ def test_a_worker_that_hears_of_it_in_time_stores_nothing_either(
 
 
 def test_a_step_that_was_lost_while_its_files_were_stored_gets_no_manifest(
-    workbench: Workbench, watched: WatchedStorage, sessions: SessionFactory, claim: Claim, job: Job
+    workbench: Workbench, watched: WatchedStorage, sessions: SessionFactory, take: Take, job: Job
 ) -> None:
     stored: list[str] = []
 
     def lose(name: str) -> None:
         stored.append(name)
-        take_over(sessions, claim, job)
+        take_over(sessions, take, job)
         wait_for_a_beat(sessions)
 
     watched.tell = lose
@@ -238,14 +235,14 @@ def test_a_worker_that_cannot_renew_its_lease_leaves_the_step_by_itself(
     workbench: Workbench, settings: Settings, storage: Storage, sessions: SessionFactory, job: Job
 ) -> None:
     """By its own clock: nobody has told it that the lease is lost."""
-    short = settings.worker.model_copy(update={"lease_seconds": 1, "heartbeat_seconds": 0.2})
+    short = changed(settings, "worker", lease_seconds=1, heartbeat_seconds=0.2)
 
     def hold_the_row() -> None:
         with sessions() as session:
             session.execute(text("SELECT 1 FROM steps FOR UPDATE"))
             time.sleep(1.5)
 
-    replace(workbench, settings=settings.model_copy(update={"worker": short})).run(hold_the_row)
+    replace(workbench, settings=short).run(hold_the_row)
     assert read_steps(sessions, job)[0].state == StepState.RUNNING
     assert nothing_stored(storage, job)
 

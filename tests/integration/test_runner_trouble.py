@@ -15,9 +15,10 @@ from shared.db import SessionFactory
 from shared.inference.errors import ModelUnavailable, OutOfMemory
 from shared.models import Job, JobState, Step, StepState, WebhookDelivery
 from shared.storage import Storage
+from tests.integration.commits import commit, watched_commits
 from tests.integration.conftest import (
     Submit,
-    commit,
+    changed,
     count_rows,
     make_late,
     read_job,
@@ -25,7 +26,6 @@ from tests.integration.conftest import (
     read_steps,
     small_image,
     told,
-    watched_commits,
 )
 from tests.integration.workbench import Workbench
 
@@ -54,7 +54,7 @@ def test_limits_of_the_worker_hold(
     workbench: Workbench, settings: Settings, sessions: SessionFactory, job: Job
 ) -> None:
     for limit, code in ({"image_pixels": 100}, "media_limit"), ({"source_bytes": 100}, "source_too_large"):
-        narrow = settings.model_copy(update={"worker": settings.worker.model_copy(update=limit)})
+        narrow = changed(settings, "worker", **limit)
         replace(workbench, settings=narrow).run()
         assert failure(sessions, job)["code"] == code
         with sessions.begin() as session:

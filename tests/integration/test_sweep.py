@@ -13,23 +13,24 @@ from starlette.testclient import TestClient
 from shared import lifecycle
 from shared.config import Settings
 from shared.db import SessionFactory
-from shared.lifecycle import ClaimedStep
 from shared.models import Batch, JobEvent, JobState, Tenant, Upload, create_id
 from shared.multipart import SMALLEST_PART_BYTES
 from shared.s3 import create_client
 from shared.storage import Storage, attempt_prefix, job_prefix, source_key, upload_key
+from tests.integration.commits import watched_commits
 from tests.integration.conftest import (
     BAD_MEDIA,
     MODEL,
     TIMING,
     MakeJob,
     Submit,
+    Take,
+    changed,
     count_rows,
     read_job,
     read_only,
     told,
     twice,
-    watched_commits,
 )
 from tests.integration.workbench import Workbench
 from worker import sweep as sweeping
@@ -39,8 +40,7 @@ from worker.sweep import LOCK, Sweep
 @pytest.fixture
 def sweep(settings: Settings, sessions: SessionFactory, storage: Storage) -> Sweep:
     """One to which nothing is too young."""
-    eager = settings.upkeep.model_copy(update={"sweep_grace_seconds": -60})
-    return Sweep(settings=settings.model_copy(update={"upkeep": eager}), sessions=sessions, storage=storage)
+    return Sweep(settings=changed(settings, "upkeep", sweep_grace_seconds=-60), sessions=sessions, storage=storage)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_nothing_of_a_job_that_has_not_ended_goes(
 
 
 def test_nothing_of_an_ended_job_goes_while_a_step_of_it_runs(
-    sweep: Sweep, sessions: SessionFactory, storage: Storage, make_job: MakeJob, take: Callable[[], ClaimedStep],
+    sweep: Sweep, sessions: SessionFactory, storage: Storage, make_job: MakeJob, take: Take,
     put: Callable[..., str],
 ) -> None:  # fmt: skip
     """It was retried while a worker had not yet heard that it had failed, say: what the worker stores may be named."""
@@ -192,7 +192,7 @@ def test_results_and_sources_stay(
 
 def test_what_any_row_or_manifest_names_stays_whichever_attempt_stored_it(
     sweep: Sweep, sessions: SessionFactory, storage: Storage, make_job: MakeJob, put: Callable[..., str],
-    tenant: Tenant, take: Callable[[], ClaimedStep],
+    tenant: Tenant, take: Take,
 ) -> None:  # fmt: skip
     """A recording whose parts were made by several attempts, and whose manifest names a file of yet another."""
     job_id = create_id()

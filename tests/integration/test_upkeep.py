@@ -1,67 +1,50 @@
 """Upkeep: each chore puts right what a death or a lost message left behind, and doing it again changes nothing."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import text
 
 from shared import lifecycle
-from shared.broker import Hints
-from shared.config import Settings
 from shared.db import SessionFactory
 from shared.errors import StorageUnavailable
-from shared.lifecycle import ClaimedStep
-from shared.models import Job, JobEvent, JobState, StepState
+from shared.models import JobState, StepState
 from tests.integration.conftest import (
     BAD_MEDIA,
     Broker,
     MakeJob,
+    Take,
     add_worker,
     make_late,
     read_job,
     read_steps,
+    told,
     twice,
 )
 from worker.upkeep import Upkeep, run_until
-
-Claim = Callable[..., ClaimedStep]
-
-
-@pytest.fixture
-def upkeep(settings: Settings, sessions: SessionFactory, hints: Hints) -> Upkeep:
-    return Upkeep(settings=settings, sessions=sessions, hints=hints)
-
-
-def events(sessions: SessionFactory, job: Job, kind: str) -> list[dict[str, Any]]:
-    with sessions() as session:
-        wanted = select(JobEvent.data).where(JobEvent.job_id == job.id, JobEvent.type == kind).order_by(JobEvent.id)
-        return list(session.scalars(wanted))
-
 
 # --- jobs and steps ------------------------------------------------------------------------------------------------
 
 
 def test_a_lost_step_is_queued_again_once_and_the_event_says_so(
-    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim
+    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, take: Take
 ) -> None:
     job = make_job()
-    claim()
+    take()
     with sessions.begin() as session:
         make_late(session, "steps", "lease_expires_at")
     twice(upkeep.reap_lost_steps)
     [step] = read_steps(sessions, job)
     assert (step.state, step.lost) == (StepState.QUEUED, 1)
-    assert [each["outcome"] for each in events(sessions, job, "attempt")] == ["started", "lost"]
+    assert told(sessions, "attempt") == ["started", "lost"]
 
 
 def test_all_lost_steps_are_taken_back_at_once(
-    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim
+    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, take: Take
 ) -> None:
     jobs = [make_job() for _ in range(3)]
     for _ in jobs:
-        claim()
+        take()
     with sessions.begin() as session:
         make_late(session, "steps", "lease_expires_at")
     upkeep.reap_lost_steps()
@@ -69,11 +52,11 @@ def test_all_lost_steps_are_taken_back_at_once(
 
 
 def test_several_reapers_take_a_step_back_once(
-    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim
+    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, take: Take
 ) -> None:
     jobs = [make_job() for _ in range(5)]
     for _ in jobs:
-        claim()
+        take()
     with sessions.begin() as session:
         make_late(session, "steps", "lease_expires_at")
     reaping = [threading.Thread(target=upkeep.reap_lost_steps) for _ in range(4)]
@@ -85,11 +68,11 @@ def test_several_reapers_take_a_step_back_once(
 
 
 def test_a_step_that_outlived_its_deleted_job_is_taken_back(
-    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim
+    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, take: Take
 ) -> None:
     """Its job failed for another step's sake and was deleted while this one still ran."""
     job = make_job(steps=2)
-    failing, _running = claim(), claim()
+    failing, _running = take(), take()
     with sessions.begin() as session:
         lifecycle.fail_step(session, failing.lease, BAD_MEDIA, failed_attempts=3)
         lifecycle.delete_job(session, job.id)
@@ -103,12 +86,12 @@ def test_a_step_that_outlived_its_deleted_job_is_taken_back(
     [("start_by", False, JobState.EXPIRED, "start_deadline"), ("stop_by", True, JobState.FAILED, "timeout")],
 )
 def test_a_job_whose_time_is_over_ends_once(
-    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim, column: str, state: JobState, code: str,
+    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, take: Take, column: str, state: JobState, code: str,
     *, started: bool,
 ) -> None:  # fmt: skip
     job = make_job()
     if started:
-        claim()
+        take()
     upkeep.end_late_jobs()
     assert read_job(sessions, job).state == (JobState.RUNNING if started else JobState.QUEUED)
     with sessions.begin() as session:
@@ -116,7 +99,7 @@ def test_a_job_whose_time_is_over_ends_once(
     twice(upkeep.end_late_jobs)
     ended = read_job(sessions, job)
     assert (ended.state, ended.error and ended.error["code"]) == (state, code)
-    assert [each["state"] for each in events(sessions, job, "state")].count(state) == 1
+    assert told(sessions, "state").count(state) == 1
 
 
 # --- hints ---------------------------------------------------------------------------------------------------------
@@ -169,10 +152,10 @@ def test_the_sender_is_woken_while_news_are_due(
 
 @pytest.mark.parametrize("error", [StorageUnavailable("the storage cannot be reached"), ZeroDivisionError()])
 def test_a_chore_that_fails_does_not_stop_the_others(
-    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, claim: Claim, error: Exception
+    upkeep: Upkeep, sessions: SessionFactory, make_job: MakeJob, take: Take, error: Exception
 ) -> None:
     job = make_job()
-    claim()
+    take()
     with sessions.begin() as session:
         make_late(session, "steps", "lease_expires_at")
     stopping = threading.Event()
@@ -184,11 +167,11 @@ def test_a_chore_that_fails_does_not_stop_the_others(
     assert read_steps(sessions, job)[0].state == StepState.QUEUED
 
 
-def test_upkeep_rests_for_no_longer_than_the_next_lease_lasts(upkeep: Upkeep, make_job: MakeJob, claim: Claim) -> None:
+def test_upkeep_rests_for_no_longer_than_the_next_lease_lasts(upkeep: Upkeep, make_job: MakeJob, take: Take) -> None:
     period = upkeep.settings.upkeep.period_seconds
     assert upkeep.rest_seconds() == period
     make_job(steps=2)
-    claim(lease_seconds=3600)
+    take(lease_seconds=3600)
     assert upkeep.rest_seconds() == period
-    claim(lease_seconds=period / 2)
+    take(lease_seconds=period / 2)
     assert 0 < upkeep.rest_seconds() < period

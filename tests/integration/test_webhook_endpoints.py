@@ -1,30 +1,19 @@
 """Endpoints as deliveries find them: who is told of what, when one is left in peace, and when it is given up."""
 
 import json
-import socket
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import select, text
 
-from shared import deliveries, endpoints, lifecycle, tenants, webhooks
-from shared.broker import Hints
-from shared.config import Settings, Webhooks
+from shared import deliveries, endpoints, lifecycle, tenants
 from shared.db import SessionFactory
 from shared.deliveries import Outcome
 from shared.models import DeliveryState, JobState, Tenant, WebhookDelivery, WebhookEndpoint
-from tests.integration.conftest import (
-    MakeJob,
-    count_rows,
-    make_late,
-    read_only,
-    send_in_vain,
-    take_delivery,
-    wait_until,
-)
-from tests.receiver import Receiver, run_receiver, say_nothing, scripted
+from tests.integration.conftest import MakeJob, count_rows, make_late, read_only, twice
+from tests.integration.deliveries import send_in_vain, take_delivery
+from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
 from worker.housekeeping import Housekeeping
 from worker.upkeep import Upkeep
@@ -40,11 +29,6 @@ def register(sessions: SessionFactory, tenant: Tenant) -> Register:
             return endpoints.register(session, owner.id, url=url, events=events, description="a", most=20)
 
     return add
-
-
-@pytest.fixture
-def upkeep(settings: Settings, sessions: SessionFactory, hints: Hints) -> Upkeep:
-    return Upkeep(settings=settings, sessions=sessions, hints=hints)
 
 
 def told(sessions: SessionFactory, endpoint: WebhookEndpoint) -> list[str]:
@@ -293,8 +277,7 @@ def test_what_waits_for_a_disabled_endpoint_is_given_up_when_it_is_due(
     with sessions.begin() as session:
         endpoints.change(session, tenant.id, endpoint.id, {}, disabled=True)
     assert take_delivery(sessions) is None
-    upkeep.end_deliveries_of_disabled()
-    upkeep.end_deliveries_of_disabled()
+    twice(upkeep.end_deliveries_of_disabled)
     with sessions() as session:
         rows = session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.attempt)).all()
     assert [(row.state, row.last_error) for row in rows] == [
@@ -326,81 +309,3 @@ def test_an_endpoint_deleted_while_it_is_called_leaves_no_trace(
         session.delete(endpoint)
     with sessions.begin() as session:
         assert deliveries.record(session, due, Outcome(status=200)) is None
-
-
-# --- several at once -----------------------------------------------------------------------------------------------
-
-
-def test_news_reach_others_while_a_receiver_hangs(
-    sessions: SessionFactory, receiver: Receiver, end_job: MakeJob, register: Register
-) -> None:
-    """The one that hangs does so until the others have all they are to have, not for a time."""
-    released, impatient = threading.Event(), Webhooks(total_timeout_seconds=30, allow_private_addresses=True)
-    running = Sender(sessions, impatient)
-
-    def hang(_: socket.socket) -> None:
-        released.wait(20)
-
-    with scripted(hang) as url:
-        register(url)
-        running.start()
-        try:
-            for number in range(10):
-                end_job(receiver.url, details={"number": number})
-                running.wake()
-            wait_until(lambda: len(receiver.deliveries) == 10)
-            assert not released.is_set()
-        finally:
-            released.set()
-            running.close()
-
-
-def test_a_lane_with_many_due_does_not_hide_the_others(
-    end_job: MakeJob, register: Register, sessions: SessionFactory
-) -> None:
-    for _ in range(30):
-        end_job("https://busy.example/hook")
-    end_job("https://quiet.example/hook")
-    with sessions() as session:
-        due = deliveries.find_due(session, per_lane=4)
-    assert sorted(each.lane.split()[1] for each in due) == ["busy.example"] * 4 + ["quiet.example"]
-
-
-def test_a_sender_finds_what_nobody_woke_it_for(sessions: SessionFactory, receiver: Receiver, end_job: MakeJob) -> None:
-    running = Sender(sessions, Webhooks(allow_private_addresses=True))
-    running.start()
-    end_job(receiver.url)
-    wait_until(lambda: len(receiver.deliveries) == 1)
-    running.close()
-
-
-def test_a_sender_that_is_closed_waits_for_what_is_on_its_way_and_begins_nothing_more(
-    sessions: SessionFactory, end_job: MakeJob
-) -> None:
-    arrived = threading.Event()
-    running = Sender(sessions, Webhooks(total_timeout_seconds=1, allow_private_addresses=True))
-
-    def arrive(connection: socket.socket) -> None:
-        arrived.set()
-        say_nothing(connection)
-
-    with scripted(arrive) as url:
-        end_job(url)
-        running.start()
-        assert arrived.wait(20)
-        running.close()
-        end_job("https://receiver.example")
-    with sessions() as session:
-        rows = session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.id)).all()
-    assert [(row.attempt, bool(row.last_error)) for row in rows] == [(1, True), (0, False)]
-
-
-def test_a_delivery_that_cannot_be_sent_at_all_is_given_up_in_the_end(
-    sender: Sender, end_job: MakeJob, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Were it not noted, it would be sent for ever, as if its sender had died each time."""
-    monkeypatch.setattr(webhooks, "sign", None)
-    end_job(URL)
-    sender.send_due()
-    row = read_only(sessions, WebhookDelivery)
-    assert (row.attempt, row.last_error) == (1, "TypeError")

@@ -12,18 +12,8 @@ from starlette.testclient import TestClient
 from shared.config import Settings, Webhooks
 from shared.db import SessionFactory
 from shared.models import Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
-from tests.integration.conftest import (
-    Broker,
-    MakeJob,
-    count_rows,
-    make_late,
-    problem,
-    read_only,
-    send_in_vain,
-    serve,
-    take_delivery,
-    wait_until,
-)
+from tests.integration.conftest import Broker, MakeJob, count_rows, make_late, problem, read_only, serve, wait_until
+from tests.integration.deliveries import send_in_vain, take_delivery
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
 from worker.housekeeping import Housekeeping

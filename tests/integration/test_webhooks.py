@@ -14,13 +14,8 @@ from shared import deliveries
 from shared.db import SessionFactory
 from shared.deliveries import Outcome
 from shared.models import DeliveryState, Job, Tenant, WebhookDelivery
-from tests.integration.conftest import (
-    count_rows,
-    make_late,
-    read_only,
-    send_in_vain,
-    take_delivery,
-)
+from tests.integration.conftest import count_rows, make_late, read_only
+from tests.integration.deliveries import send_in_vain, take_delivery
 from tests.receiver import Receiver, run_receiver
 from worker.deliver import Sender
 
