@@ -5,7 +5,10 @@ A death before the commit leaves nothing that a reader sees; after it, upkeep se
 
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
+
+from sqlalchemy.orm import Session
 
 from api import idempotency
 from api.deps import Resources
@@ -16,7 +19,6 @@ from api.submissions import SentFile, Submission
 from shared import faults, intake, retention, tally
 from shared.config import Jobs
 from shared.contract import Batch, Job, describe_batch, describe_job
-from shared.db import autocommit
 from shared.egress import check_url, reach_of_webhooks
 from shared.models import Batch as BatchRow
 from shared.models import Job as JobRow
@@ -26,9 +28,12 @@ from shared.sources import FIRST_STEPS
 WOKEN_AT_ONCE = 64  # more workers than that are woken by upkeep, within seconds
 
 
-def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
-    """Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; QueueFull;
-    IdempotencyConflict; StorageUnavailable."""
+def accept_job(resources: Resources, asking: Session, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
+    """By `asking`, whose statements are transactions of their own, unless there is a key to settle along with the job.
+
+    Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; QueueFull;
+    IdempotencyConflict; StorageUnavailable.
+    """
     resources.backlog.admit(1)
     job_id = create_id()
     wanted = submission.wanted
@@ -36,13 +41,13 @@ def accept_job(resources: Resources, tenant: Tenant, submission: Submission, hol
     if isinstance(submission.source, SentFile):
         source = store_file(resources, tenant, job_id, submission.source, wanted)
     else:
-        source = look_at(resources, tenant, submission.source, wanted)
+        source = look_at(resources, asking, tenant, submission.source, wanted)
     row = JobRow(
         id=job_id, tenant_id=tenant.id, mode=wanted.mode, options=wanted.options.model_dump(mode="json"),
         details=wanted.metadata, priority=wanted.priority, webhook_url=wanted.webhook_url,
         **_describe_source(source), **_describe_limits(resources.settings.jobs, tenant),
     )  # fmt: skip
-    with autocommit(resources.sessions) if hold is None else resources.sessions.begin() as session:
+    with nullcontext(asking) if hold is None else resources.sessions.begin() as session:
         [step] = intake.submit(session, row, steps=[FIRST_STEPS[source.kind]])
         if hold is not None:
             idempotency.settle(session, hold, job_id=job_id)

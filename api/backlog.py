@@ -6,7 +6,7 @@ import time
 from sqlalchemy import func, select
 
 from api.errors import QueueFull
-from shared.db import SessionFactory, autocommit
+from shared.db import SessionFactory
 from shared.models import Job, JobState
 
 COUNTED_EVERY_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Backlog:
         try:
             began = time.monotonic()
             found = select(Job.id).where(Job.state == JobState.QUEUED).limit(self._limit + 1)
-            with autocommit(self._sessions) as session:
+            with self._sessions.autocommit() as session:
                 queued = session.scalars(select(func.count()).select_from(found.subquery())).one()
             ended = time.monotonic()
             with self._changing:

@@ -5,13 +5,14 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
 
 from api.backlog import Backlog
 from api.errors import Unauthorized
 from shared import tenants
 from shared.broker import Hints
 from shared.config import Settings
-from shared.db import SessionFactory, autocommit, create_session_factory
+from shared.db import SessionFactory
 from shared.models import Tenant
 from shared.storage import Storage
 
@@ -26,7 +27,7 @@ class Resources:
 
     @classmethod
     def build(cls, settings: Settings) -> Self:
-        sessions = create_session_factory(settings.database)
+        sessions = SessionFactory(settings.database)
         return cls(
             settings=settings,
             sessions=sessions,
@@ -37,7 +38,7 @@ class Resources:
 
     def close(self) -> None:
         self.hints.close()
-        self.sessions.kw["bind"].dispose()
+        self.sessions.dispose()
 
 
 async def get_resources(request: Request) -> Resources:  # or a thread would be woken to look it up
@@ -50,14 +51,20 @@ Built = Annotated[Resources, Depends(get_resources)]
 _bearer = HTTPBearer(auto_error=False, description="An API key, `mk_…`")
 
 
-def get_tenant(
-    resources: Built, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Tenant:
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def get_tenant(resources: Built, credentials: Credentials) -> Tenant:
     """Raises Unauthorized. No connection is held from then on, while files move."""
+    with resources.sessions.autocommit() as session:
+        return find_tenant(session, credentials)
+
+
+def find_tenant(session: Session, credentials: Credentials) -> Tenant:
+    """Raises Unauthorized."""
     if credentials is None:
         raise Unauthorized("send an API key: `Authorization: Bearer mk_…`")
-    with autocommit(resources.sessions) as session:
-        tenant = tenants.find_tenant(session, credentials.credentials)
+    tenant = tenants.find_tenant(session, credentials.credentials)
     if tenant is None:
         raise Unauthorized("the API key is not valid")
     return tenant

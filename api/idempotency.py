@@ -49,22 +49,23 @@ def answer_once(
     tenant: Tenant,
     key: str | None,
     *,
-    request_sha256: bytes,
+    digest: Callable[[], bytes],
     extra_seconds: float = 0,
     accept: Callable[[Hold | None], Answer],
     recall: Callable[[Session, uuid.UUID], Answer],
 ) -> Answer:
     """What `accept` makes, settling the hold it is given; or what an earlier request with the key made, by `recall`.
 
-    `extra_seconds` is how much longer than others the request may take before it is taken for dead. Raises what they
-    raise, and as `take` does.
+    `digest` is the SHA-256 of all that was asked for, and `extra_seconds` how much longer than others the request may
+    take before it is taken for dead. Raises what they raise, and as `take` does.
     """
     if key is None:
         return accept(None)
     limits = resources.settings.api
+    asked = digest()  # before there is a connection to hold: a file takes its time
     with resources.sessions.begin() as session:
         taken = take(
-            session, tenant.id, key, request_sha256=request_sha256,
+            session, tenant.id, key, request_sha256=asked,
             lock_seconds=limits.idempotency_lock_seconds + extra_seconds,
             keep_seconds=limits.idempotency_keep_seconds,
         )  # fmt: skip

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from api.deps import Resources
 from api.errors import InvalidRequest
-from api.routes.uploads import find_complete_upload
+from api.routes.uploads import complete, find_upload
 from api.schemas import BATCH_ITEMS, JobSettings, NewBatchItem, NewSource
 from api.submissions import SentFile
 from shared.contract import JobKind
@@ -64,10 +65,14 @@ def store_file(resources: Resources, tenant: Tenant, job_id: uuid.UUID, file: Se
     return Source(kind=kind, place=place)
 
 
-def look_at(resources: Resources, tenant: Tenant, source: NewSource, wanted: JobSettings) -> Source:
+def look_at(resources: Resources, session: Session, tenant: Tenant, source: NewSource, wanted: JobSettings) -> Source:
     """Raises what is TROUBLE, and StorageUnavailable."""
     if source.upload_id is not None:
-        return _describe_upload(find_complete_upload(resources, tenant, source.upload_id), wanted)
+        upload = find_upload(session, tenant, source.upload_id)
+        if upload.kind is None:
+            session.commit()  # no connection is held while the storage is asked
+            upload = complete(resources, tenant, upload)
+        return _describe_upload(upload, wanted)
     return _look_elsewhere(resources, tenant, source, wanted)
 
 
@@ -154,7 +159,7 @@ def _look_at_item(
 ) -> Source | Wrong:
     try:
         if isinstance(item, Upload):
-            upload = item if item.kind is not None else find_complete_upload(resources, tenant, item.id)
+            upload = item if item.kind is not None else complete(resources, tenant, item)
             return _describe_upload(upload, wanted)
         return item if isinstance(item, Wrong) else _look_elsewhere(resources, tenant, item, wanted)
     except TROUBLE as error:

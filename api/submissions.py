@@ -19,6 +19,7 @@ from shared.config import Api
 from shared.errors import NO_ROOM
 from shared.sources import clean_name
 
+JSON, FORM = "application/json", "multipart/form-data"
 FORM_FIELDS = frozenset({"mode", "options", "webhook_url", "metadata", "priority", "expect"})
 JSON_FIELDS = frozenset({"options", "metadata", "priority"})
 FIELD_BYTES = 64_000
@@ -41,39 +42,53 @@ class SentFile:
 class Submission:
     wanted: JobSettings
     source: SentFile | NewSource
-    sha256: bytes
-    """Of all that was asked for, the file included: what an Idempotency-Key stands for."""
+
+    def digest(self) -> bytes:
+        """Of all that was asked for, the file included: what an Idempotency-Key stands for."""
+        if isinstance(self.source, SentFile):
+            return digest(self.wanted, self.source.name.encode(), _hash_file(self.source.body))
+        return digest(self.wanted)
+
+
+def read_kind(request: Request) -> str:
+    """Of its body, without parameters."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+async def read_json_body(request: Request, limits: Api) -> bytes:
+    """Raises TooLarge as soon as it is: nobody knows yet who sends it."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limits.json_body_bytes:
+            raise TooLarge(f"a JSON body may have at most {limits.json_body_bytes} bytes")
+    return bytes(body)
+
+
+def parse_json(body: bytes) -> Submission:
+    """Raises RequestValidationError."""
+    wanted = _validate(NewJob, body)
+    return Submission(wanted=wanted, source=wanted.source)
 
 
 @asynccontextmanager
-async def read_submission(request: Request, limits: Api) -> AsyncIterator[Submission]:
-    """What was asked for, its file open for the block. Raises InvalidRequest, TooLarge, RequestValidationError."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "application/json":
-        yield _read_json(await request.body(), limits)
-    elif kind == "multipart/form-data":
-        try:
-            form = await request.form(max_files=1, max_fields=len(FORM_FIELDS), max_part_size=FIELD_BYTES)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise DiskFull("there is no room for the file here now; nothing was kept, try again") from error
-        try:
-            yield await run_in_threadpool(_read_form, form, limits)
-        finally:
-            await form.close()
-    else:
+async def read_form(request: Request, limits: Api) -> AsyncIterator[Submission]:
+    """Its file is open for the block. Raises InvalidRequest, TooLarge, DiskFull, RequestValidationError."""
+    if read_kind(request) != FORM:
         raise InvalidRequest("send multipart/form-data with a file, or application/json with a source")
+    try:
+        form = await request.form(max_files=1, max_fields=len(FORM_FIELDS), max_part_size=FIELD_BYTES)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DiskFull("there is no room for the file here now; nothing was kept, try again") from error
+    try:
+        yield await run_in_threadpool(_parse_form, form, limits)
+    finally:
+        await form.close()
 
 
-def _read_json(body: bytes, limits: Api) -> Submission:
-    if len(body) > limits.json_body_bytes:
-        raise TooLarge(f"a JSON body may have at most {limits.json_body_bytes} bytes")
-    wanted = _validate(NewJob, body)
-    return Submission(wanted=wanted, source=wanted.source, sha256=digest(wanted))
-
-
-def _read_form(form: FormData, limits: Api) -> Submission:
+def _parse_form(form: FormData, limits: Api) -> Submission:
     keys = [key for key, _ in form.multi_items()]
     unknown = sorted(set(keys) - FORM_FIELDS - {"file"})
     if unknown or len(keys) != len(set(keys)):
@@ -98,7 +113,7 @@ def _read_form(form: FormData, limits: Api) -> Submission:
         raise InvalidRequest("the file is empty")
     if source.size_bytes > limits.upload_body_bytes:
         raise TooLarge(f"a file in a form may have at most {limits.upload_body_bytes} bytes; announce an upload for it")
-    return Submission(wanted=wanted, source=source, sha256=digest(wanted, source.name.encode(), _hash_file(file.file)))
+    return Submission(wanted=wanted, source=source)
 
 
 def _validate(model: type[Wanted], document: bytes) -> Wanted:

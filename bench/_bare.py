@@ -41,13 +41,13 @@ class Answer(BaseModel):
 
 
 def create_app() -> FastAPI:
-    sessions = db.create_session_factory(load_settings().database)
+    sessions = db.SessionFactory(load_settings().database)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        Base.metadata.create_all(sessions.kw["bind"])
+        Base.metadata.create_all(sessions.engine)
         yield
-        sessions.kw["bind"].dispose()
+        sessions.dispose()
 
     app = FastAPI(lifespan=lifespan)
 

@@ -113,18 +113,18 @@ def fill(system: System, rows: int) -> Iterator[Filled]:
     url = server.set(database=name).render_as_string(hide_password=False)
     db.upgrade(url)
     unbound = system.settings.database.model_copy(update={"url": url, "statement_timeout_seconds": 3600.0})
-    filling = db.create_session_factory(unbound)
+    filling = db.SessionFactory(unbound)
     with filling.begin() as session:
         for statement in _FILL:
             session.execute(text(statement), {"rows": rows, "tenants": TENANTS, "modes": list(MODES)})
-    filling.kw["bind"].dispose()
+    filling.dispose()
     _execute(url, "VACUUM ANALYZE")
     settings = system.settings.model_copy(update={"database": system.settings.database.model_copy(update={"url": url})})
-    sessions = db.create_session_factory(settings.database)
+    sessions = db.SessionFactory(settings.database)
     try:
         yield _look_into(settings, sessions, rows)
     finally:
-        sessions.kw["bind"].dispose()
+        sessions.dispose()
         _execute(server.render_as_string(hide_password=False), f"DROP DATABASE {name} WITH (FORCE)")
 
 

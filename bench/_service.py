@@ -121,7 +121,7 @@ class Service:
 @contextmanager
 def connect(settings: Settings, tenant_id: uuid.UUID) -> Iterator[Service]:
     """The service from any process, with connections of its own."""
-    sessions, hints = db.create_session_factory(settings.database), Hints(settings.broker)
+    sessions, hints = db.SessionFactory(settings.database), Hints(settings.broker)
     try:
         yield Service(
             settings=settings, sessions=sessions, storage=Storage.from_settings(settings.storage), hints=hints,
@@ -129,7 +129,7 @@ def connect(settings: Settings, tenant_id: uuid.UUID) -> Iterator[Service]:
         )  # fmt: skip
     finally:
         hints.close()
-        sessions.kw["bind"].dispose()
+        sessions.dispose()
 
 
 @contextmanager

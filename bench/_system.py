@@ -66,7 +66,7 @@ def open_system() -> Iterator[System]:
 @contextmanager
 def connect(stack: Stack) -> Iterator[System]:
     settings = _read_settings(stack)
-    sessions = db.create_session_factory(settings.database)
+    sessions = db.SessionFactory(settings.database)
     headers = {"Authorization": f"Bearer {stack.api_key}"}
     try:
         with httpx2.Client(base_url=stack.url, headers=headers, timeout=30) as http:
@@ -74,7 +74,7 @@ def connect(stack: Stack) -> Iterator[System]:
                 tenant = session.scalars(select(Tenant).where(Tenant.name == LOCAL_TENANT)).one()
             yield System(stack, settings, sessions, http, tenant)
     finally:
-        sessions.kw["bind"].dispose()
+        sessions.dispose()
 
 
 def wait_until(seen: Callable[[], Seen], *, otherwise: str, pause_seconds: float = 0.02) -> Seen:

@@ -95,7 +95,7 @@ def measure_outage(system: System, upload_id: str, *, seconds: float) -> dict[st
 def forget_jobs(system: System) -> None:
     with system.sessions.begin() as session:
         session.execute(text("DELETE FROM jobs WHERE state = 'queued'"))
-    with system.sessions.kw["bind"].connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with system.sessions.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE jobs, steps, job_events"))
 
 

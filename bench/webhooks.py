@@ -196,7 +196,7 @@ def _read_request(connection: socket.socket) -> bytes:
 def serve_sender(database_url: str) -> None:
     """Send what is due, woken by a line each time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors alone
-    sender = Sender(db.create_session_factory(Database(url=database_url)), Webhooks(allow_private_addresses=True))
+    sender = Sender(db.SessionFactory(Database(url=database_url)), Webhooks(allow_private_addresses=True))
     sender.start()
     for _ in sys.stdin:
         sender.wake()

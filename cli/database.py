@@ -120,12 +120,12 @@ def _open_session() -> Iterator["Session"]:
     with _open_database() as database:
         from shared import db
 
-        sessions = db.create_session_factory(database)
+        sessions = db.SessionFactory(database)
         try:
             with sessions.begin() as session:
                 yield session
         finally:
-            sessions.kw["bind"].dispose()
+            sessions.dispose()
 
 
 @contextmanager

@@ -18,8 +18,8 @@ RUN = "maskline.run"
 DELIVER = "maskline.deliver"
 GPU, IO, WEBHOOKS = "gpu", "io", "webhooks"
 """The queues. Webhooks have their own, as a download or the joining of a long recording may take hours."""
-BACKLOG = 200
-REST_SECONDS = 0.005  # after each: any hint wakes for all that is queued, and what sends them shares its interpreter
+BACKLOG = 64
+REST_SECONDS = 0.02  # after each: any hint wakes for all that is queued, and what sends them shares its interpreter
 CHECK_SECONDS = 2
 EXPIRES_SECONDS = 300  # by then upkeep has hinted many times over
 

@@ -1,10 +1,8 @@
 """The database: engine, sessions and migrations. Sync everywhere; whoever opens a session commits it."""
 
 import select
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import alembic.command
 import alembic.config
@@ -18,7 +16,6 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.config import Database
 
 Answer = TypeVar("Answer")
-SessionFactory: TypeAlias = sessionmaker[Session]
 
 SILENT_SECONDS = 5  # beyond the statement timeout, by when a server that is well has answered one way or the other
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -38,15 +35,39 @@ class BoundedConnection(psycopg.Connection[Any]):
             raise
 
 
-def create_database_engine(database: Database) -> Engine:
-    """An engine whose every wait is bounded: for a pooled connection, a lock, a statement, a dead peer."""
+class SessionFactory(sessionmaker[Session]):
+    """Sessions whose rows stay readable after the commit, since answers are written from them.
+
+    Those of single statements have connections of their own, up to `pool_size` as well: changing one's mode and back
+    again takes longer than many a statement.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.engine = create_database_engine(database)
+        self._single = create_database_engine(database, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+        super().__init__(self.engine, expire_on_commit=False)
+
+    def autocommit(self) -> Session:
+        """A session whose every statement is a transaction of its own: one around it is two more trips."""
+        return self(bind=self._single)
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+        self._single.dispose()
+
+
+def create_database_engine(database: Database, **options: Any) -> Engine:
+    """An engine whose every wait is bounded: for a pooled connection, a lock, a statement, a dead peer.
+
+    `options` are those of SQLAlchemy's engines.
+    """
     limits = {
         "statement_timeout": database.statement_timeout_seconds,
         "lock_timeout": database.lock_timeout_seconds,
         "idle_in_transaction_session_timeout": 2 * database.statement_timeout_seconds,
     }
-    options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()]
-    options.append("-c jit=off")  # compiling takes longer than any of these statements runs
+    bounds = [f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()]
+    bounds.append("-c jit=off")  # compiling takes longer than any of these statements runs
     engine = create_engine(
         database.url,
         pool_size=database.pool_size,
@@ -59,31 +80,19 @@ def create_database_engine(database: Database) -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            "options": " ".join(options),
+            "options": " ".join(bounds),
         },
+        **options,
     )
 
     @event.listens_for(engine, "do_connect")
-    def connect(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> BoundedConnection:
-        connection = BoundedConnection.connect(*arguments, **options)
+    def connect(_dialect: Any, _record: Any, arguments: list[Any], named: dict[str, Any]) -> BoundedConnection:
+        connection = BoundedConnection.connect(*arguments, **named)
         connection.answer_seconds = database.statement_timeout_seconds + SILENT_SECONDS
         return connection
 
     event.listen(engine, "checkout", _refuse_cut)
     return engine
-
-
-def create_session_factory(database: Database) -> SessionFactory:
-    """Sessions whose rows stay readable after the commit, since answers are written from them."""
-    return sessionmaker(create_database_engine(database), expire_on_commit=False)
-
-
-@contextmanager
-def autocommit(sessions: SessionFactory) -> Iterator[Session]:
-    """A session whose every statement is a transaction of its own: one around it is two more trips."""
-    with sessions() as session:
-        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-        yield session
 
 
 def _refuse_cut(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:

@@ -92,9 +92,9 @@ def settings(servers: Servers, database_url: str) -> Settings:
 
 @pytest.fixture
 def sessions(settings: Settings) -> Iterator[SessionFactory]:
-    factory = db.create_session_factory(settings.database)
+    factory = db.SessionFactory(settings.database)
     yield factory
-    factory.kw["bind"].dispose()
+    factory.dispose()
 
 
 @pytest.fixture

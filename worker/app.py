@@ -23,7 +23,7 @@ from shared import faults
 from shared import log as logs
 from shared.broker import DELIVER, GPU, IO, RUN, WEBHOOKS, Hints, celery_settings
 from shared.config import load_settings
-from shared.db import create_session_factory
+from shared.db import SessionFactory
 from worker.process import WorkerProcess
 from worker.pulse import Pulses
 from worker.relief import relieve
@@ -144,7 +144,7 @@ def close_process(**_: Any) -> None:
 def relieve_the_dead(**_: Any) -> None:
     """A child that died while the worker drained has no successor; now nothing is forked any more."""
     settings = load_settings()
-    sessions, hints = create_session_factory(settings.database), Hints(settings.broker)
+    sessions, hints = SessionFactory(settings.database), Hints(settings.broker)
     relieve(settings, sessions, hints)
     hints.close()
-    sessions.kw["bind"].dispose()
+    sessions.dispose()

@@ -14,7 +14,7 @@ from sqlalchemy import delete
 
 from shared.broker import GPU, WEBHOOKS, Hints
 from shared.config import Settings
-from shared.db import SessionFactory, create_session_factory
+from shared.db import SessionFactory
 from shared.inference.errors import InferenceError
 from shared.models import Worker, create_id
 from shared.storage import Storage
@@ -46,7 +46,7 @@ class WorkerProcess:
         """Give back what those who died here held, enter the worker in the database, start its heart, and warm up the
         modes it is told to keep ready. Waits for the database; raises Draining when the worker is to end before.
         """
-        sessions, hints = create_session_factory(settings.database), Hints(settings.broker)
+        sessions, hints = SessionFactory(settings.database), Hints(settings.broker)
         _insist(partial(relieve, settings, sessions, hints), draining)  # first of all: loading an engine takes its time
         engine = _build_engine(settings) if queue_name == GPU else None
         device, memory_bytes = _describe_device(engine) if engine else ("none", 0)
@@ -88,7 +88,7 @@ class WorkerProcess:
             session.execute(delete(Worker).where(Worker.id == self.heart.worker_id))
         self.closing.set()
         self.pulses.clear(self.place)
-        self.sessions.kw["bind"].dispose()
+        self.sessions.dispose()
 
 
 def _insist(action: Callable[[], None], draining: Flag) -> None:

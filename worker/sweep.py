@@ -189,7 +189,7 @@ class Sweep:
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         """Whether nobody else sweeps. The lock goes with its connection, and so with the process."""
-        with self.sessions.kw["bind"].connect() as connection:
+        with self.sessions.engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")  # or it would be idle in a transaction
             taken = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK}))
             try:

@@ -19,7 +19,7 @@ from shared import deliveries, faults, lateness, queue
 from shared import log as logs
 from shared.broker import Hints
 from shared.config import Settings, load_settings
-from shared.db import SessionFactory, create_session_factory
+from shared.db import SessionFactory
 from shared.errors import MasklineError
 from shared.models import DeliveryState, WebhookDelivery
 from shared.storage import Storage
@@ -122,7 +122,7 @@ def main() -> None:
         signal.signal(each, lambda *_: stopping.set())
     faults.prepare(settings.faults_folder)
     hints = Hints(settings.broker)
-    sessions, storage = create_session_factory(settings.database), Storage.from_settings(settings.storage)
+    sessions, storage = SessionFactory(settings.database), Storage.from_settings(settings.storage)
     upkeep = Upkeep(settings=settings, sessions=sessions, hints=hints)
     housekeeping = Housekeeping(settings=settings, sessions=sessions, storage=storage, stopping=stopping)
     sweep = Sweep(settings=settings, sessions=sessions, storage=storage, stopping=stopping)

@@ -1,6 +1,7 @@
 """Batches: many jobs submitted, watched, canceled, retried and deleted as one. Their moves are `shared/batches.py`."""
 
 import uuid
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -36,7 +37,7 @@ def submit_batch(
     are wrong."""
     batch = idempotency.answer_once(
         resources, tenant, idempotency.parse_key(idempotency_key) if idempotency_key is not None else None,
-        request_sha256=digest(wanted), extra_seconds=SECONDS_PER_ITEM * len(wanted.items or ()),
+        digest=partial(digest, wanted), extra_seconds=SECONDS_PER_ITEM * len(wanted.items or ()),
         accept=lambda hold: acceptance.accept_batch(resources, tenant, wanted, hold),
         recall=lambda session, batch_id: _read(session, tenant, batch_id),
     )  # fmt: skip

@@ -13,13 +13,12 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from api import acceptance, idempotency, pages
-from api.deps import Built, CurrentTenant, Resources
+from api.deps import Built, Credentials, CurrentTenant, Resources, find_tenant, get_tenant
 from api.errors import InvalidRequest, describe_problems
 from api.schemas import JobPage
-from api.submissions import Submission, read_submission
+from api.submissions import JSON, Submission, parse_json, read_form, read_json_body, read_kind
 from shared import lifecycle, queue
 from shared.contract import Job, JobKind, ModeName, describe_job
-from shared.db import autocommit
 from shared.errors import NotFound
 from shared.models import Job as JobRow
 from shared.models import JobState, Tenant
@@ -68,25 +67,29 @@ _SUBMIT_BODY = {
 )
 async def submit_job(
     request: Request,
-    response: Response,
     resources: Built,
-    tenant: CurrentTenant,
+    credentials: Credentials,
     idempotency_key: Annotated[str | None, Header()] = None,
     prefer: Annotated[str | None, Header()] = None,
-) -> Job:
+) -> Response:
     """Submit an image or a recording: as a file in a form, or in JSON as an upload, an object in S3 or a URL."""
     key = idempotency.parse_key(idempotency_key) if idempotency_key is not None else None
     wait_seconds = _parse_wait(prefer)
-    async with read_submission(request, resources.settings.api) as submission:
-        job = await run_in_threadpool(_accept_once, resources, tenant, submission, key)
+    limits = resources.settings.api
+    if read_kind(request) == JSON:
+        body = await read_json_body(request, limits)
+        job = await run_in_threadpool(_accept_json, resources, credentials, body, key)
+    else:
+        tenant = await run_in_threadpool(get_tenant, resources, credentials)
+        async with read_form(request, limits) as submission:
+            job = await run_in_threadpool(_accept_form, resources, tenant, submission, key)
     if wait_seconds:
         job = await _watch_until_done(resources, job, seconds=wait_seconds)
-    response.headers["Location"] = job.links.self
-    if job.state.is_terminal and wait_seconds:
-        response.status_code = 200
-    else:
-        response.headers["Retry-After"] = str(POLL_AFTER_SECONDS)
-    return job
+    headers = {"Location": job.links.self}
+    is_done = job.state.is_terminal and wait_seconds
+    if not is_done:
+        headers["Retry-After"] = str(POLL_AFTER_SECONDS)
+    return Response(job.model_dump_json(), 200 if is_done else 202, headers, media_type=JSON)
 
 
 @router.get("", responses=describe_problems(401, 422, 503))
@@ -112,14 +115,14 @@ def list_jobs(
         wanted = wanted.where(JobRow.created_at > created_after)
     if cursor is not None:
         wanted = wanted.where(tuple_(JobRow.created_at, JobRow.id) < pages.read_cursor(cursor))
-    with autocommit(resources.sessions) as session:
+    with resources.sessions.autocommit() as session:
         rows = list(session.scalars(wanted.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
     return JobPage(items=[describe_job(row) for row in rows[:limit]], next_cursor=pages.next_cursor(rows, limit=limit))
 
 
 @router.get("/{job_id}", responses=describe_problems(401, 404, 422, 503))
 def get_job(job_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> Job:
-    with autocommit(resources.sessions) as session:
+    with resources.sessions.autocommit() as session:
         row = find_job(session, tenant, job_id)
         return describe_job(row, queue_position=queue.find_position(session, row))
 
@@ -163,10 +166,21 @@ def find_job(session: Session, tenant: Tenant, job_id: uuid.UUID) -> JobRow:
     return row
 
 
-def _accept_once(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
+def _accept_json(resources: Resources, credentials: Credentials, body: bytes, key: str | None) -> Job:
+    """All of it in one thread and one session: another one of either takes as long as a question does."""
+    with resources.sessions.autocommit() as asking:
+        return _accept_once(resources, asking, find_tenant(asking, credentials), parse_json(body), key)
+
+
+def _accept_form(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
+    with resources.sessions.autocommit() as asking:
+        return _accept_once(resources, asking, tenant, submission, key)
+
+
+def _accept_once(resources: Resources, asking: Session, tenant: Tenant, submission: Submission, key: str | None) -> Job:
     return idempotency.answer_once(
-        resources, tenant, key, request_sha256=submission.sha256,
-        accept=lambda hold: acceptance.accept_job(resources, tenant, submission, hold),
+        resources, tenant, key, digest=submission.digest,
+        accept=lambda hold: acceptance.accept_job(resources, asking, tenant, submission, hold),
         recall=lambda session, job_id: describe_job(find_job(session, tenant, job_id)),
     )  # fmt: skip
 
@@ -186,7 +200,7 @@ async def _watch_until_done(resources: Resources, job: Job, *, seconds: float) -
 
 
 def _look_again(resources: Resources, job_id: uuid.UUID) -> Job:
-    with autocommit(resources.sessions) as session:
+    with resources.sessions.autocommit() as session:
         row = session.get(JobRow, job_id)
         if row is None:
             raise NotFound("the job was deleted")

@@ -16,7 +16,6 @@ from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, describe_problems
 from api.routes.jobs import find_job
 from shared.contract import describe_job
-from shared.db import autocommit
 from shared.errors import NotFound, NotReady
 from shared.models import Job, JobEvent, Tenant
 
@@ -35,7 +34,7 @@ def find_resume_point(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> int:
     """The last event the client has seen, 0 for none. Refuses here, since a stream that has begun cannot."""
-    with autocommit(resources.sessions) as session:
+    with resources.sessions.autocommit() as session:
         find_job(session, tenant, job_id)
     if last_event_id is None:
         return 0
@@ -94,7 +93,7 @@ def get_frame(
 ) -> Response:
     """One mask of a recording, by the number of its frame in the source: a PNG as an image's mask is."""
     files = {file["name"]: file for file in _read_manifest(resources, tenant, job_id)["files"]}
-    with autocommit(resources.sessions) as session:
+    with resources.sessions.autocommit() as session:
         recording = find_job(session, tenant, job_id).recording
     if recording is None or "masks.mkv" not in files:
         raise NotFound("the result has no masks of a recording")
@@ -115,7 +114,7 @@ def get_frame(
 
 
 def _read_manifest(resources: Resources, tenant: Tenant, job_id: uuid.UUID) -> dict[str, Any]:
-    with autocommit(resources.sessions) as session:
+    with resources.sessions.autocommit() as session:
         job = find_job(session, tenant, job_id)
     if job.manifest_key is None:
         raise NotReady(f"the job is {job.state}; it has no result")
@@ -125,7 +124,7 @@ def _read_manifest(resources: Resources, tenant: Tenant, job_id: uuid.UUID) -> d
 
 def _read_events(resources: Resources, tenant: Tenant, job_id: uuid.UUID, seen: int) -> tuple[Job, list[JobEvent]]:
     """The job is read first: had it ended by then, the events that follow are complete."""
-    with autocommit(resources.sessions) as session:
+    with resources.sessions.autocommit() as session:
         job = find_job(session, tenant, job_id)
         wanted = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > seen).order_by(JobEvent.id)
         return job, list(session.scalars(wanted))

@@ -6,13 +6,13 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Response
 from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from api.deps import Built, CurrentTenant, Resources
 from api.errors import InvalidRequest, TooLarge, describe_problems
 from api.schemas import ArrivedPart, CompletedPart, CompletedUpload, NewUpload, PartLink, PartLinks, Upload, WantedParts
 from shared import retention
-from shared.db import autocommit
 from shared.errors import InvalidTransition, NotFound, SourceMissing, UploadIncomplete, UploadLost
 from shared.inference.signatures import HEAD_BYTES
 from shared.kinds import tell_kind
@@ -99,8 +99,8 @@ def complete_upload(
     upload_id: uuid.UUID, resources: Built, tenant: CurrentTenant, sent: CompletedUpload | None = None
 ) -> Upload:
     """Check that the bytes arrived, all of them, and as `parts` says if it is given; twice is the same as once."""
-    named = sent.parts if sent is not None else ()
-    return _describe(resources, find_complete_upload(resources, tenant, upload_id, named=named))
+    row = _find(resources, tenant, upload_id)
+    return _describe(resources, complete(resources, tenant, row, named=sent.parts if sent is not None else ()))
 
 
 @router.delete("/{upload_id}", status_code=204, responses=describe_problems(401, 404, 409, 422, 503))
@@ -112,12 +112,17 @@ def delete_upload(upload_id: uuid.UUID, resources: Built, tenant: CurrentTenant)
         session.execute(update(UploadRow).where(UploadRow.id == row.id).values(gone))
 
 
-def find_complete_upload(
-    resources: Resources, tenant: Tenant, upload_id: uuid.UUID, *, named: Sequence[CompletedPart] = ()
-) -> UploadRow:
+def find_upload(session: Session, tenant: Tenant, upload_id: uuid.UUID) -> UploadRow:
+    """Raises NotFound."""
+    row = session.scalar(_CURRENT, {"upload_id": upload_id, "tenant_id": tenant.id})
+    if row is None:
+        raise NotFound("there is no such upload")
+    return row
+
+
+def complete(resources: Resources, tenant: Tenant, row: UploadRow, *, named: Sequence[CompletedPart] = ()) -> UploadRow:
     """The upload with its ETag and kind, looked up in the storage once. Raises NotFound, UploadIncomplete, UploadLost
     or SourceChanged."""
-    row = _find(resources, tenant, upload_id)
     if named and row.part_bytes is None:
         raise InvalidRequest("this upload was one PUT; it has no parts")
     if row.kind is not None:
@@ -209,11 +214,8 @@ _CURRENT = select(UploadRow).where(
 
 
 def _find(resources: Resources, tenant: Tenant, upload_id: uuid.UUID) -> UploadRow:
-    with autocommit(resources.sessions) as session:
-        row = session.scalar(_CURRENT, {"upload_id": upload_id, "tenant_id": tenant.id})
-    if row is None:
-        raise NotFound("there is no such upload")
-    return row
+    with resources.sessions.autocommit() as session:
+        return find_upload(session, tenant, upload_id)
 
 
 def _change(row: UploadRow) -> ReturningUpdate[tuple[UploadRow]]:

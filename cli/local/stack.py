@@ -185,8 +185,8 @@ class Stack:
         )
         for bucket in (buckets.bucket, SOURCES):
             storage.Storage.from_settings(buckets).other(bucket).ensure_bucket()
-        self._sessions = db.create_session_factory(database)
-        self._owned.callback(self._sessions.kw["bind"].dispose)
+        self._sessions = db.SessionFactory(database)
+        self._owned.callback(self._sessions.dispose)
         access = tenants.ensure_local_tenant(self._sessions, api_key=folder.recall("api_key"))
         folder.remember("api_key", access.api_key)
         self.api_key, self.webhook_secret = access.api_key, access.webhook_secret

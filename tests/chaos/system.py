@@ -9,7 +9,7 @@ from sqlalchemy import make_url, select
 
 from cli.local.stack import Stack
 from shared import config
-from shared.db import create_session_factory
+from shared.db import SessionFactory
 from shared.models import Tenant
 from shared.storage import Storage
 from worker.sweep import Sweep
@@ -48,13 +48,13 @@ class System:
         database = config.Database(url=self.stack.environment()["MASKLINE_DATABASE__URL"])
         no_grace = config.Upkeep().model_copy(update={"sweep_grace_seconds": -1.0, "sweep_seconds": 0.001})
         settings = config.Settings(database=database, storage=self._storage(), upkeep=no_grace)
-        sessions = create_session_factory(database)
+        sessions = SessionFactory(database)
         sweep = Sweep(settings=settings, sessions=sessions, storage=self.storage())
         with sessions() as session:
             tenants = session.scalars(select(Tenant)).all()
         for each in tenants:
             sweep.sweep_tenant(each)
-        sessions.kw["bind"].dispose()
+        sessions.dispose()
 
     def _storage(self) -> config.Storage:
         prefix = "MASKLINE_STORAGE__"

@@ -14,7 +14,7 @@ from shared.db import SessionFactory
 @contextmanager
 def watched_commits(sessions: SessionFactory, hit: Callable[[Connection], bool]) -> Iterator[None]:
     """`hit` is asked before every commit; where it says so, the database cuts the connection and the commit fails."""
-    engine = sessions.kw["bind"]
+    engine = sessions.engine
 
     def watch(connection: Connection) -> None:
         if hit(connection):

@@ -27,7 +27,7 @@ def test_a_process_that_does_not_stop_when_it_is_told_to_is_ended(
 
     def hang() -> None:
         heart = Heart(
-            db.create_session_factory(settings.database), worker=worker, draining=threading.Event(),
+            db.SessionFactory(settings.database), worker=worker, draining=threading.Event(),
             beat_seconds=0.05, lease_seconds=60, obey_seconds=0.2,
         )  # fmt: skip
         with heart.hold(lease):

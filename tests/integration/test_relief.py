@@ -144,7 +144,7 @@ def test_what_could_not_be_given_back_without_the_database_can_be_later(
     claim(worker_id=dead)
     nowhere = settings.database.model_copy(update={"url": f"postgresql+psycopg://nobody@127.0.0.1:{closed_port}/none"})
     with pytest.raises(OperationalError):
-        take_back(db.create_session_factory(nowhere), dead, lost_attempts=3)
+        take_back(db.SessionFactory(nowhere), dead, lost_attempts=3)
     take_back(sessions, dead, lost_attempts=3)
     assert [step.state for step in read_steps(sessions, job)] == [StepState.QUEUED]
 
