@@ -300,12 +300,13 @@ def _take(session: Session, step_id: uuid.UUID, *, worker_id: uuid.UUID, lease_s
         session, step_id, StepState.RUNNING,
         attempt=Step.attempt + 1, worker_id=worker_id, lease_expires_at=_in(lease_seconds), started_at=func.now(),
     )  # fmt: skip
-    job = locks.lock_job(session, step.job_id)
-    if job.state == JobState.QUEUED:
-        job = _start_job(session, job.id)
+    # One statement for the first step of a job, which is all that an image has.
+    job = _start_job(session, step.job_id, attempts=func.greatest(Job.attempts, step.attempt))
+    if job is None:
+        job = locks.lock_job(session, step.job_id)
+        job.attempts = max(job.attempts, step.attempt)
     job.frames_done -= step.frames_done  # what the attempt before had done is done again
     step.frames_done = 0
-    job.attempts = max(job.attempts, step.attempt)
     _record_attempt(session, step, "started")
     session.flush()
     lease = Lease(step_id=step.id, attempt=step.attempt)
@@ -363,9 +364,11 @@ def add_progress(session: Session, step: Step, job: Job, *, stage: str, done: in
     _record(session, job.id, "progress", told)
 
 
-def _start_job(session: Session, job_id: uuid.UUID) -> Job:
+def _start_job(session: Session, job_id: uuid.UUID, **values: Any) -> Job | None:
+    """None when it has begun, or ended, before."""
     stop_by = func.now() + _interval(Job.run_timeout_seconds)
-    return move_job(session, job_id, JobState.RUNNING, started_at=func.now(), stop_by=stop_by)
+    started = move_jobs(session, [job_id], JobState.RUNNING, started_at=func.now(), stop_by=stop_by, **values)
+    return started[0] if started else None
 
 
 def _cancel_running(session: Session, step: Step, steps: Sequence[Step]) -> Step:

@@ -109,17 +109,19 @@ class Storage:
             self._client.head_bucket(Bucket=self._bucket)
 
     def put(self, key: str, body: bytes | BinaryIO, *, content_type: str) -> StoredObject:
+        size = len(body) if isinstance(body, bytes) else body.seek(0, io.SEEK_END)
+        if not isinstance(body, bytes):
+            body.seek(0)
         with translated():
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
-        return self.head(key)
+            put = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
+        return StoredObject(size_bytes=size, etag=put["ETag"].strip('"'))
 
-    def put_file(self, key: str, path: Path, *, content_type: str) -> StoredObject:
+    def put_file(self, key: str, path: Path, *, content_type: str) -> None:
         """A file of any size, in parts where it is large, a few in memory at a time."""
         with translated():
             self._client.upload_file(
                 str(path), self._bucket, key, ExtraArgs={"ContentType": content_type}, Config=TRANSFER
             )
-        return self.head(key)
 
     def put_stream(self, key: str, body: BinaryIO, *, limit_bytes: int, content_type: str) -> StoredObject:
         """Of a length that shows at its end, `limit_bytes` at most: in parts, of which one or two are in memory.

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from shared.models import JobState, create_id
-from tests.integration.conftest import BAD_MEDIA, MakeJob, Submit, problem
+from shared.db import SessionFactory
+from shared.models import Job, JobState, create_id
+from tests.integration.conftest import BAD_MEDIA, MakeJob, Submit, problem, read_only, wait_until
 from tests.integration.workbench import Workbench
 
 
@@ -40,10 +41,10 @@ def follow(api: TestClient, path: str, *, after: str | None = None) -> list[Even
 
 
 @pytest.fixture
-def finished(submit: Submit, workbench: Workbench) -> dict[str, str]:
-    """The links of a job that has succeeded."""
+def finished(submit: Submit, workbench: Workbench, sessions: SessionFactory) -> dict[str, str]:
+    """The links of a job that has succeeded, and whose segmenting took long enough to tell of."""
     links: dict[str, str] = submit().json()["links"]
-    workbench.run()
+    workbench.run(lambda: wait_until(lambda: read_only(sessions, Job).stage == "segmenting"))
     return links
 
 
@@ -52,8 +53,21 @@ def test_the_events_tell_the_life_of_the_job_in_order(api: TestClient, finished:
     states = [event.data["state"] for event in events if event.type == "state"]
     assert states == ["queued", "running", "succeeded"]
     assert [event.data["outcome"] for event in events if event.type == "attempt"] == ["started", "done"]
-    assert [event.data["stage"] for event in events if event.type == "progress"] == ["segmenting", "storing"]
+    assert [event.data["stage"] for event in events if event.type == "progress"] == ["segmenting"]
     assert [event.type for event in events].index("progress") < len(events) - 3
+
+
+def test_stages_that_are_over_at_once_are_not_told(api: TestClient, submit: Submit, workbench: Workbench) -> None:
+    links = submit().json()["links"]
+    workbench.run()
+    assert [event.type for event in follow(api, links["events"])] == [
+        "state",
+        "state",
+        "attempt",
+        "attempt",
+        "state",
+        "completed",
+    ]
 
 
 def test_ids_and_times_only_rise(api: TestClient, finished: dict[str, str]) -> None:

@@ -92,7 +92,8 @@ def test_answers_always_cut_short_are_an_outage(flaky: tuple[Storage, ScriptedSe
 
 
 def test_a_video_is_decoded_from_the_storage(storage: Storage, video: Path) -> None:
-    stored = storage.put_file(KEY, video, content_type="video/mp4")
+    storage.put_file(KEY, video, content_type="video/mp4")
+    stored = storage.head(KEY)
     with (
         storage.open(KEY, etag=stored.etag, size_bytes=stored.size_bytes) as file,
         av.open(file, "r") as container,
@@ -108,7 +109,8 @@ def test_a_video_is_decoded_from_the_storage(storage: Storage, video: Path) -> N
 
 def test_a_video_replaced_meanwhile_is_not_read_on(storage: Storage, video: Path) -> None:
     """The media library passes our own error on."""
-    stored = storage.put_file(KEY, video, content_type="video/mp4")
+    storage.put_file(KEY, video, content_type="video/mp4")
+    stored = storage.head(KEY)
     with storage.open(KEY, etag=stored.etag, size_bytes=stored.size_bytes) as file:
         storage.put(KEY, video.read_bytes()[:-1], content_type="video/mp4")
         with pytest.raises(SourceChanged):
@@ -119,7 +121,8 @@ def test_a_large_file_comes_back_as_it_was(storage: Storage, tmp_path: Path) -> 
     """Large: it goes in parts."""
     path, back = tmp_path / "large", tmp_path / "back"
     path.write_bytes(np.random.default_rng(0).bytes(LARGE_BYTES))
-    stored = storage.put_file(KEY, path, content_type="video/mp4")
+    storage.put_file(KEY, path, content_type="video/mp4")
+    stored = storage.head(KEY)
     assert stored.size_bytes == LARGE_BYTES
     storage.download(KEY, back, etag=stored.etag, size_bytes=stored.size_bytes)
     assert back.read_bytes() == path.read_bytes()
