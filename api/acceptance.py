@@ -22,13 +22,14 @@ from shared.contract import Batch, Job, describe_batch, describe_job
 from shared.egress import check_url, reach_of_webhooks
 from shared.models import Batch as BatchRow
 from shared.models import Job as JobRow
-from shared.models import Tenant, create_id
+from shared.models import create_id
 from shared.sources import FIRST_STEPS
+from shared.tenants import Caller
 
 WOKEN_AT_ONCE = 64  # more workers than that are woken by upkeep, within seconds
 
 
-def accept_job(resources: Resources, asking: Session, tenant: Tenant, submission: Submission, hold: Hold | None) -> Job:
+def accept_job(resources: Resources, asking: Session, tenant: Caller, submission: Submission, hold: Hold | None) -> Job:
     """By `asking`, whose statements are transactions of their own, unless there is a key to settle along with the job.
 
     Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; QueueFull;
@@ -57,7 +58,7 @@ def accept_job(resources: Resources, asking: Session, tenant: Tenant, submission
     return describe_job(row)
 
 
-def accept_batch(resources: Resources, tenant: Tenant, wanted: NewBatch, hold: Hold | None) -> Batch:
+def accept_batch(resources: Resources, tenant: Caller, wanted: NewBatch, hold: Hold | None) -> Batch:
     """All of the jobs or none. Raises RequestValidationError that names the items which are wrong; else as accept_job.
 
     The jobs have no webhook of their own: the batch tells of their end.
@@ -107,7 +108,7 @@ def _describe_source(source: Source) -> dict[str, Any]:
     return {"kind": source.kind, "upload_id": source.upload_id, "source": source.place}
 
 
-def _describe_limits(limits: Jobs, tenant: Tenant) -> dict[str, float | None]:
+def _describe_limits(limits: Jobs, tenant: Caller) -> dict[str, float | None]:
     policy = retention.read_policy(tenant, limits)
     return {
         "start_deadline_seconds": limits.start_deadline_seconds,

@@ -13,8 +13,8 @@ from shared import tenants
 from shared.broker import Hints
 from shared.config import Settings
 from shared.db import SessionFactory
-from shared.models import Tenant
 from shared.storage import Storage
+from shared.tenants import Caller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +54,20 @@ _bearer = HTTPBearer(auto_error=False, description="An API key, `mk_…`")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def get_tenant(resources: Built, credentials: Credentials) -> Tenant:
+def get_tenant(resources: Built, credentials: Credentials) -> Caller:
     """Raises Unauthorized. No connection is held from then on, while files move."""
     with resources.sessions.autocommit() as session:
-        return find_tenant(session, credentials)
+        return find_caller(session, credentials)
 
 
-def find_tenant(session: Session, credentials: Credentials) -> Tenant:
+def find_caller(session: Session, credentials: Credentials) -> Caller:
     """Raises Unauthorized."""
     if credentials is None:
         raise Unauthorized("send an API key: `Authorization: Bearer mk_…`")
-    tenant = tenants.find_tenant(session, credentials.credentials)
-    if tenant is None:
+    caller = tenants.find_caller(session, credentials.credentials)
+    if caller is None:
         raise Unauthorized("the API key is not valid")
-    return tenant
+    return caller
 
 
-CurrentTenant = Annotated[Tenant, Depends(get_tenant)]
+CurrentTenant = Annotated[Caller, Depends(get_tenant)]

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from api.deps import Resources
 from api.errors import InvalidRequest
 from shared.errors import IdempotencyConflict, IdempotencyMismatch
-from shared.models import IdempotencyKey, Tenant
+from shared.models import IdempotencyKey
+from shared.tenants import Caller
 
 KEY_LENGTH = 255
 
@@ -46,7 +47,7 @@ def parse_key(header: str) -> str:
 
 def answer_once(
     resources: Resources,
-    tenant: Tenant,
+    tenant: Caller,
     key: str | None,
     *,
     digest: Callable[[], bytes],

@@ -32,9 +32,10 @@ from shared.errors import (
 )
 from shared.inference.signatures import HEAD_BYTES
 from shared.kinds import tell_kind
-from shared.models import Tenant, Upload
+from shared.models import Upload
 from shared.sources import Place, check_kind, check_may_read, describe_remote
 from shared.storage import source_key
+from shared.tenants import Caller
 
 LOOKERS = 8  # uploads of a batch that are looked at together; fewer than either pool has connections
 TROUBLE = (NotFound, UploadIncomplete, SourceMissing, SourceChanged, SourceForbidden, KindMismatch, InvalidRequest)
@@ -53,7 +54,7 @@ class Source:
 Item = TypeVar("Item", NewSource, Upload, Source)
 
 
-def store_file(resources: Resources, tenant: Tenant, job_id: uuid.UUID, file: SentFile, wanted: JobSettings) -> Source:
+def store_file(resources: Resources, tenant: Caller, job_id: uuid.UUID, file: SentFile, wanted: JobSettings) -> Source:
     """Nothing is stored if it is not what was expected, or the options do not suit it."""
     head = file.body.read(HEAD_BYTES)
     file.body.seek(0)
@@ -65,7 +66,7 @@ def store_file(resources: Resources, tenant: Tenant, job_id: uuid.UUID, file: Se
     return Source(kind=kind, place=place)
 
 
-def look_at(resources: Resources, session: Session, tenant: Tenant, source: NewSource, wanted: JobSettings) -> Source:
+def look_at(resources: Resources, session: Session, tenant: Caller, source: NewSource, wanted: JobSettings) -> Source:
     """Raises what is TROUBLE, and StorageUnavailable."""
     if source.upload_id is not None:
         upload = find_upload(session, tenant, source.upload_id)
@@ -77,7 +78,7 @@ def look_at(resources: Resources, session: Session, tenant: Tenant, source: NewS
 
 
 def look_at_items(
-    resources: Resources, tenant: Tenant, items: Sequence[NewBatchItem], wanted: JobSettings
+    resources: Resources, tenant: Caller, items: Sequence[NewBatchItem], wanted: JobSettings
 ) -> list[Source]:
     """Raises RequestValidationError that names the items which are wrong.
 
@@ -102,7 +103,7 @@ def look_at_items(
     return [each for each in looked if isinstance(each, Source)]
 
 
-def list_prefix(resources: Resources, tenant: Tenant, prefix: str, wanted: JobSettings) -> list[Source]:
+def list_prefix(resources: Resources, tenant: Caller, prefix: str, wanted: JobSettings) -> list[Source]:
     """One source for every object that has bytes, by key. Raises SourceForbidden, SourceMissing, InvalidRequest."""
     place = Place.parse(prefix)
     check_may_read(place, tenant.name, readable=resources.settings.storage.sources)
@@ -126,7 +127,7 @@ def _describe_upload(upload: Upload, wanted: JobSettings) -> Source:
     return Source(kind=kind, upload_id=upload.id, place={**place, "filename": upload.filename})
 
 
-def _look_elsewhere(resources: Resources, tenant: Tenant, source: NewSource, wanted: JobSettings) -> Source:
+def _look_elsewhere(resources: Resources, tenant: Caller, source: NewSource, wanted: JobSettings) -> Source:
     if source.s3 is not None:
         place = Place.parse(source.s3)
         check_may_read(place, tenant.name, readable=resources.settings.storage.sources)
@@ -148,14 +149,14 @@ class Wrong:
     detail: str
 
 
-def _find_uploads(resources: Resources, tenant: Tenant, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Upload]:
+def _find_uploads(resources: Resources, tenant: Caller, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Upload]:
     with resources.sessions() as session:
         mine = select(Upload).where(Upload.id.in_(ids), Upload.tenant_id == tenant.id, Upload.expires_at > func.now())
         return {upload.id: upload for upload in session.scalars(mine)}
 
 
 def _look_at_item(
-    resources: Resources, tenant: Tenant, wanted: JobSettings, item: NewSource | Upload | Wrong
+    resources: Resources, tenant: Caller, wanted: JobSettings, item: NewSource | Upload | Wrong
 ) -> Source | Wrong:
     try:
         if isinstance(item, Upload):

@@ -23,6 +23,7 @@ from shared.config import Settings
 from shared.db import SessionFactory
 from shared.models import Job, JobState, Tenant
 from shared.storage import Storage
+from shared.tenants import Caller
 
 MODES = ("demo", "fast", "balanced", "accurate", "sota")
 WARM_UP = 20
@@ -57,7 +58,7 @@ class Filled:
 
     rows: int
     resources: Resources
-    tenant: Tenant
+    tenant: Caller
     """The one with the most jobs."""
     middle: str
     """A cursor halfway through its jobs."""
@@ -131,8 +132,8 @@ def fill(system: System, rows: int) -> Iterator[Filled]:
 def _look_into(settings: Settings, sessions: SessionFactory, rows: int) -> Filled:
     with sessions() as session:
         most = "SELECT tenant_id FROM jobs GROUP BY tenant_id ORDER BY count(*) DESC LIMIT 1"
-        tenant = session.get_one(Tenant, session.scalar(text(most)))
-        newest = select(Job).where(Job.tenant_id == tenant.id).order_by(Job.created_at.desc(), Job.id.desc())
+        row = session.get_one(Tenant, session.scalar(text(most)))
+        newest = select(Job).where(Job.tenant_id == row.id).order_by(Job.created_at.desc(), Job.id.desc())
         half = list(session.scalars(newest.offset(rows // 10).limit(2)))
     hints = Hints(settings.broker)
     hints.close()
@@ -140,6 +141,7 @@ def _look_into(settings: Settings, sessions: SessionFactory, rows: int) -> Fille
         settings=settings, sessions=sessions, storage=Storage.from_settings(settings.storage), hints=hints,
         backlog=Backlog(sessions, limit=settings.jobs.queued_limit),
     )  # fmt: skip
+    tenant = Caller(id=row.id, name=row.name, keep_results_seconds=None, keep_sources_seconds=None)
     return Filled(rows, resources, tenant, next_cursor(half, limit=1) or "")
 
 

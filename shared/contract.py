@@ -21,7 +21,7 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Frames(Wire):
+class Frames(Wire, frozen=True):
     """Which frames of a recording are processed: of those in the span every n-th, or those nearest to a steady rate."""
 
     every: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -38,7 +38,7 @@ class Frames(Wire):
         return self
 
 
-class Options(Wire):
+class Options(Wire, frozen=True):
     """How a job's masks are made; what is left out takes the mode's default."""
 
     input_size: Annotated[int, Field(ge=32, le=4096, strict=True)] | None = Field(

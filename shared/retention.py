@@ -20,6 +20,7 @@ from shared.config import Jobs
 from shared.errors import NotFound
 from shared.models import Job, JobState, Tenant, Upload
 from shared.storage import uploads_prefix
+from shared.tenants import Caller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Policy:
         return self.results_seconds if self.sources_seconds is None else self.sources_seconds
 
 
-def read_policy(tenant: Tenant, defaults: Jobs) -> Policy:
+def read_policy(tenant: Tenant | Caller, defaults: Jobs) -> Policy:
     """What the tenant has decided, and for the rest what the settings say."""
     results, sources = tenant.keep_results_seconds, tenant.keep_sources_seconds
     return Policy(

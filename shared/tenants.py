@@ -20,7 +20,7 @@ ALPHABET = string.digits + string.ascii_letters
 ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 12, 43, 6  # 43 base-62 characters carry 256 bits
 
 _OF_KEY = (  # asked with every request
-    select(Tenant, ApiKey.secret_sha256)
+    select(Tenant.id, Tenant.name, Tenant.keep_results_seconds, Tenant.keep_sources_seconds, ApiKey.secret_sha256)
     .join(ApiKey, ApiKey.tenant_id == Tenant.id)
     .where(
         ApiKey.id == bindparam("key_id"),
@@ -28,6 +28,16 @@ _OF_KEY = (  # asked with every request
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
     )
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """The tenant behind a key, as far as its requests go by it."""
+
+    id: uuid.UUID
+    name: str
+    keep_results_seconds: float | None
+    keep_sources_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +61,8 @@ def create_key(session: Session, tenant_id: uuid.UUID, *, name: str) -> str:
     return f"mk_{key_id}_{secret}{_checksum(key_id, secret)}"
 
 
-def find_tenant(session: Session, key: str) -> Tenant | None:
-    """The tenant that `key` belongs to; None for a key that is malformed, unknown, wrong, revoked or expired."""
+def find_caller(session: Session, key: str) -> Caller | None:
+    """Whom `key` belongs to; None for a key that is malformed, unknown, wrong, revoked or expired."""
     parsed = _parse(key)
     if parsed is None:
         return None
@@ -60,16 +70,18 @@ def find_tenant(session: Session, key: str) -> Tenant | None:
     row = session.execute(_OF_KEY, {"key_id": key_id}).one_or_none()
     if row is None or not hmac.compare_digest(row.secret_sha256, _digest(secret)):
         return None
-    tenant: Tenant = row.Tenant
-    return tenant
+    return Caller(
+        id=row.id, name=row.name,
+        keep_results_seconds=row.keep_results_seconds, keep_sources_seconds=row.keep_sources_seconds,
+    )  # fmt: skip
 
 
 def ensure_local_tenant(session_factory: SessionFactory, *, api_key: str | None) -> LocalAccess:
     """The tenant of a local stack and a key for it: `api_key` itself while that works, else a new one."""
     with session_factory.begin() as session:
-        tenant = find_tenant(session, api_key) if api_key else None
-        if tenant is not None and api_key is not None:
-            return LocalAccess(api_key=api_key, webhook_secret=tenant.webhook_secret)
+        caller = find_caller(session, api_key) if api_key else None
+        if caller is not None and api_key is not None:
+            return LocalAccess(api_key=api_key, webhook_secret=session.get_one(Tenant, caller.id).webhook_secret)
         tenant = session.scalar(select(Tenant).where(Tenant.name == LOCAL_TENANT)) or create_tenant(
             session, LOCAL_TENANT
         )

@@ -17,7 +17,7 @@ from shared import batches, tally
 from shared.contract import Batch, describe_batch
 from shared.errors import NotFound
 from shared.models import Batch as BatchRow
-from shared.models import Tenant
+from shared.tenants import Caller
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -107,12 +107,12 @@ def delete_batch(batch_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -
     resources.hints.wake_sender()
 
 
-def _read(session: Session, tenant: Tenant, batch_id: uuid.UUID) -> Batch:
+def _read(session: Session, tenant: Caller, batch_id: uuid.UUID) -> Batch:
     row = _find(session, tenant, batch_id)
     return describe_batch(row, tally.sum_up(session, [row])[row.id])
 
 
-def _find(session: Session, tenant: Tenant, batch_id: uuid.UUID) -> BatchRow:
+def _find(session: Session, tenant: Caller, batch_id: uuid.UUID) -> BatchRow:
     """Raises NotFound, for another tenant's batch too."""
     mine = BatchRow.id == batch_id, BatchRow.tenant_id == tenant.id
     row = session.scalar(select(BatchRow).where(*mine, BatchRow.deleted_at.is_(None)))

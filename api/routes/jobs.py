@@ -13,7 +13,7 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from api import acceptance, idempotency, pages
-from api.deps import Built, Credentials, CurrentTenant, Resources, find_tenant, get_tenant
+from api.deps import Built, Credentials, CurrentTenant, Resources, find_caller, get_tenant
 from api.errors import InvalidRequest, describe_problems
 from api.schemas import JobPage
 from api.submissions import JSON, Submission, parse_json, read_form, read_json_body, read_kind
@@ -21,7 +21,8 @@ from shared import lifecycle, queue
 from shared.contract import Job, JobKind, ModeName, describe_job
 from shared.errors import NotFound
 from shared.models import Job as JobRow
-from shared.models import JobState, Tenant
+from shared.models import JobState
+from shared.tenants import Caller
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -156,7 +157,7 @@ def delete_job(job_id: uuid.UUID, resources: Built, tenant: CurrentTenant) -> No
         lifecycle.delete_job(session, job_id)
 
 
-def find_job(session: Session, tenant: Tenant, job_id: uuid.UUID) -> JobRow:
+def find_job(session: Session, tenant: Caller, job_id: uuid.UUID) -> JobRow:
     """Raises NotFound, for another tenant's job too."""
     row = session.scalar(
         select(JobRow).where(JobRow.id == job_id, JobRow.tenant_id == tenant.id, JobRow.deleted_at.is_(None))
@@ -169,15 +170,15 @@ def find_job(session: Session, tenant: Tenant, job_id: uuid.UUID) -> JobRow:
 def _accept_json(resources: Resources, credentials: Credentials, body: bytes, key: str | None) -> Job:
     """All of it in one thread and one session: another one of either takes as long as a question does."""
     with resources.sessions.autocommit() as asking:
-        return _accept_once(resources, asking, find_tenant(asking, credentials), parse_json(body), key)
+        return _accept_once(resources, asking, find_caller(asking, credentials), parse_json(body), key)
 
 
-def _accept_form(resources: Resources, tenant: Tenant, submission: Submission, key: str | None) -> Job:
+def _accept_form(resources: Resources, tenant: Caller, submission: Submission, key: str | None) -> Job:
     with resources.sessions.autocommit() as asking:
         return _accept_once(resources, asking, tenant, submission, key)
 
 
-def _accept_once(resources: Resources, asking: Session, tenant: Tenant, submission: Submission, key: str | None) -> Job:
+def _accept_once(resources: Resources, asking: Session, tenant: Caller, submission: Submission, key: str | None) -> Job:
     return idempotency.answer_once(
         resources, tenant, key, digest=submission.digest,
         accept=lambda hold: acceptance.accept_job(resources, asking, tenant, submission, hold),

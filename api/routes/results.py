@@ -17,7 +17,8 @@ from api.errors import InvalidRequest, describe_problems
 from api.routes.jobs import find_job
 from shared.contract import describe_job
 from shared.errors import NotFound, NotReady
-from shared.models import Job, JobEvent, Tenant
+from shared.models import Job, JobEvent
+from shared.tenants import Caller
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 
@@ -113,7 +114,7 @@ def get_frame(
     return Response(encode_mask(mask), media_type="image/png")
 
 
-def _read_manifest(resources: Resources, tenant: Tenant, job_id: uuid.UUID) -> dict[str, Any]:
+def _read_manifest(resources: Resources, tenant: Caller, job_id: uuid.UUID) -> dict[str, Any]:
     with resources.sessions.autocommit() as session:
         job = find_job(session, tenant, job_id)
     if job.manifest_key is None:
@@ -122,7 +123,7 @@ def _read_manifest(resources: Resources, tenant: Tenant, job_id: uuid.UUID) -> d
     return manifest
 
 
-def _read_events(resources: Resources, tenant: Tenant, job_id: uuid.UUID, seen: int) -> tuple[Job, list[JobEvent]]:
+def _read_events(resources: Resources, tenant: Caller, job_id: uuid.UUID, seen: int) -> tuple[Job, list[JobEvent]]:
     """The job is read first: had it ended by then, the events that follow are complete."""
     with resources.sessions.autocommit() as session:
         job = find_job(session, tenant, job_id)

@@ -16,10 +16,11 @@ from shared import retention
 from shared.errors import InvalidTransition, NotFound, SourceMissing, UploadIncomplete, UploadLost
 from shared.inference.signatures import HEAD_BYTES
 from shared.kinds import tell_kind
-from shared.models import Tenant, create_id
 from shared.models import Upload as UploadRow
+from shared.models import create_id
 from shared.multipart import Part, choose_part_bytes, divide
 from shared.storage import upload_key
+from shared.tenants import Caller
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -112,7 +113,7 @@ def delete_upload(upload_id: uuid.UUID, resources: Built, tenant: CurrentTenant)
         session.execute(update(UploadRow).where(UploadRow.id == row.id).values(gone))
 
 
-def find_upload(session: Session, tenant: Tenant, upload_id: uuid.UUID) -> UploadRow:
+def find_upload(session: Session, tenant: Caller, upload_id: uuid.UUID) -> UploadRow:
     """Raises NotFound."""
     row = session.scalar(_CURRENT, {"upload_id": upload_id, "tenant_id": tenant.id})
     if row is None:
@@ -120,7 +121,7 @@ def find_upload(session: Session, tenant: Tenant, upload_id: uuid.UUID) -> Uploa
     return row
 
 
-def complete(resources: Resources, tenant: Tenant, row: UploadRow, *, named: Sequence[CompletedPart] = ()) -> UploadRow:
+def complete(resources: Resources, tenant: Caller, row: UploadRow, *, named: Sequence[CompletedPart] = ()) -> UploadRow:
     """The upload with its ETag and kind, looked up in the storage once. Raises NotFound, UploadIncomplete, UploadLost
     or SourceChanged."""
     if named and row.part_bytes is None:
@@ -175,7 +176,7 @@ def _check_parts(row: UploadRow, arrived: Sequence[Part], named: Sequence[Comple
             raise UploadIncomplete(f"parts that are not named once and as they arrived: {_show(differing)}")
 
 
-def _pin(resources: Resources, tenant: Tenant, row: UploadRow) -> UploadRow:
+def _pin(resources: Resources, tenant: Caller, row: UploadRow) -> UploadRow:
     """From now on the upload is the object that the storage has now, kept for as long as it would be after a job, and
     long enough for one to name it."""
     try:
@@ -213,7 +214,7 @@ _CURRENT = select(UploadRow).where(
 )
 
 
-def _find(resources: Resources, tenant: Tenant, upload_id: uuid.UUID) -> UploadRow:
+def _find(resources: Resources, tenant: Caller, upload_id: uuid.UUID) -> UploadRow:
     with resources.sessions.autocommit() as session:
         return find_upload(session, tenant, upload_id)
 

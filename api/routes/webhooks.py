@@ -24,7 +24,7 @@ from api.schemas import (
 )
 from shared import deliveries, endpoints
 from shared.egress import check_url, reach_of_webhooks
-from shared.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from shared.models import Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from shared.webhooks import message_id
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
@@ -40,9 +40,10 @@ class SigningSecret(BaseModel):
 
 
 @router.get("/secret", responses=describe_problems(401, 503))
-def get_signing_secret(tenant: CurrentTenant) -> SigningSecret:
+def get_signing_secret(resources: Built, tenant: CurrentTenant) -> SigningSecret:
     """What signs the callbacks to the `webhook_url` of a job or batch; endpoints have secrets of their own."""
-    return SigningSecret(secret=tenant.webhook_secret)
+    with resources.sessions.autocommit() as session:
+        return SigningSecret(secret=session.get_one(Tenant, tenant.id).webhook_secret)
 
 
 @router.post("", status_code=201, responses=describe_problems(401, 409, 422, 503))

@@ -43,7 +43,7 @@ def test_a_key_is_shown_once_and_opens_its_tenants_door(type_in: Typed, sessions
     assert status == 0
     _, second = type_in("keys", "create", "phone", "--tenant", "acme")
     with sessions() as session:
-        first_owner, second_owner = (tenants.find_tenant(session, key.strip()) for key in (out, second))
+        first_owner, second_owner = (tenants.find_caller(session, key.strip()) for key in (out, second))
         assert first_owner is not None
         assert first_owner.name == "acme"
         assert first_owner is second_owner

@@ -53,18 +53,18 @@ def test_any_one_wrong_character_is_noticed_without_a_query(key: str) -> None:
         for wrong in ("a", "Z", "7", "_", "é"):
             if key[place] != wrong:
                 mistyped = key[:place] + wrong + key[place + 1 :]
-                assert tenants.find_tenant(NO_DATABASE, mistyped) is None, mistyped
+                assert tenants.find_caller(NO_DATABASE, mistyped) is None, mistyped
 
 
 def test_two_characters_in_the_wrong_order_are_noticed_without_a_query(key: str) -> None:
     for place in range(len(key) - 1):
         if key[place] != key[place + 1]:
             mistyped = key[:place] + key[place + 1] + key[place] + key[place + 2 :]
-            assert tenants.find_tenant(NO_DATABASE, mistyped) is None, mistyped
+            assert tenants.find_caller(NO_DATABASE, mistyped) is None, mistyped
 
 
 @pytest.mark.parametrize(
     "text", ["", "mk", "mk_", "mk__", "mk_" + "a" * 12, "mk_" + "a" * 12 + "_", "sk_a_b", "_" * 66, "\x00", "ключ"]
 )
 def test_what_is_no_key_is_noticed_without_a_query(text: str) -> None:
-    assert tenants.find_tenant(NO_DATABASE, text) is None
+    assert tenants.find_caller(NO_DATABASE, text) is None
