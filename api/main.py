@@ -23,7 +23,11 @@ BATCH_BODY_BYTES = 8 * 2**20  # ten thousand items with some 700 bytes of metada
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Builds no connection; resources come up with the server and go down with it."""
+    """Builds no connection; resources come up with the server and go down with it.
+
+    Without settings given it is the whole of its process, and reads them from the environment.
+    """
+    owns_process = settings is None
     settings = settings or load_settings()
 
     @asynccontextmanager
@@ -31,7 +35,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         log.configure(settings)
         faults.prepare(settings.faults_folder)
         app.state.resources = Resources.build(settings)
-        gc.freeze()  # what is there from the start never goes, and to look through it took a tenth of every request
+        if owns_process:
+            gc.freeze()  # what is there from the start stays, and looking through it took a tenth of every request
         yield
         app.state.resources.close()
 

@@ -6,6 +6,7 @@ to upkeep, which hints again whatever stays queued.
 
 import queue
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -19,7 +20,8 @@ DELIVER = "maskline.deliver"
 GPU, IO, WEBHOOKS = "gpu", "io", "webhooks"
 """The queues. Webhooks have their own, as a download or the joining of a long recording may take hours."""
 BACKLOG = 64
-REST_SECONDS = 0.02  # after each: any hint wakes for all that is queued, and what sends them shares its interpreter
+AT_ONCE = 16
+REST_SECONDS = 0.02  # for each beyond those: any hint wakes for all that is queued, and sending takes from the requests
 CHECK_SECONDS = 2
 EXPIRES_SECONDS = 300  # by then upkeep has hinted many times over
 
@@ -111,11 +113,14 @@ class Hints:
             self.unsent += 1
 
     def _send_waiting(self) -> None:
+        free_at = time.monotonic()
         while (hint := self._waiting.get()) is not None:
+            now = time.monotonic()
+            free_at = max(free_at + REST_SECONDS, now - AT_ONCE * REST_SECONDS)
+            self._closing.wait(max(0.0, free_at - now))
             task, queue_name, arguments = hint
             try:
                 self._app.send_task(task, args=arguments, queue=queue_name, expires=EXPIRES_SECONDS)
             except Exception as error:  # whatever the broker's trouble is, upkeep makes up for it
                 self.unsent += 1
                 log.warning("a hint was not sent", task=task, queue=queue_name, error=str(error), unsent=self.unsent)
-            self._closing.wait(REST_SECONDS)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -39,10 +40,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_settings_from_outside() -> None:
-    """A developer's own variables must not reach the tests."""
+def _nothing_from_outside() -> None:
+    """A developer's own variables must not reach the tests; nor that a shell in the background ignores SIGINT, which
+    the commands that are interrupted here would inherit."""
     for variable in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[variable]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

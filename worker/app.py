@@ -27,6 +27,7 @@ from shared.db import SessionFactory
 from worker.process import WorkerProcess
 from worker.pulse import Pulses
 from worker.relief import relieve
+from worker.runner import DATABASE_AWAY
 
 log = structlog.get_logger(__name__)
 
@@ -145,6 +146,9 @@ def relieve_the_dead(**_: Any) -> None:
     """A child that died while the worker drained has no successor; now nothing is forked any more."""
     settings = load_settings()
     sessions, hints = SessionFactory(settings.database), Hints(settings.broker)
-    relieve(settings, sessions, hints)
+    try:
+        relieve(settings, sessions, hints)
+    except DATABASE_AWAY as error:
+        log.warning("what died here is left to its leases", error=type(error).__name__)
     hints.close()
     sessions.dispose()

@@ -46,7 +46,7 @@ def test_a_key_is_shown_once_and_opens_its_tenants_door(type_in: Typed, sessions
         first_owner, second_owner = (tenants.find_caller(session, key.strip()) for key in (out, second))
         assert first_owner is not None
         assert first_owner.name == "acme"
-        assert first_owner is second_owner
+        assert first_owner == second_owner
 
 
 def test_how_long_a_tenants_files_are_kept_is_said_and_taken_back(type_in: Typed) -> None:
