@@ -85,7 +85,8 @@ def test_a_second_attempt_has_the_same_id_and_its_own_time(
 def test_everything_that_is_due_is_sent(sender: Sender, receiver: Receiver, end_job: Callable[..., Job]) -> None:
     jobs = [end_job(receiver.url) for _ in range(3)]
     sender.send_due()
-    assert [json.loads(each.body)["data"]["id"] for each in receiver.deliveries] == [str(job.id) for job in jobs]
+    told = sorted(json.loads(each.body)["data"]["id"] for each in receiver.deliveries)  # many are sent at once
+    assert told == sorted(str(job.id) for job in jobs)
 
 
 def test_the_receiver_is_told_the_host_it_was_called_by(
