@@ -22,18 +22,26 @@ from shared.contract import Batch, Job, describe_batch, describe_job
 from shared.egress import check_url, reach_of_webhooks
 from shared.models import Batch as BatchRow
 from shared.models import Job as JobRow
-from shared.models import create_id
+from shared.models import Upload, create_id
 from shared.sources import FIRST_STEPS
 from shared.tenants import Caller
 
 WOKEN_AT_ONCE = 64  # more workers than that are woken by upkeep, within seconds
 
 
-def accept_job(resources: Resources, asking: Session, tenant: Caller, submission: Submission, hold: Hold | None) -> Job:
+def accept_job(
+    resources: Resources,
+    asking: Session,
+    tenant: Caller,
+    submission: Submission,
+    hold: Hold | None,
+    *,
+    upload: Upload | None = None,
+) -> Job:
     """By `asking`, whose statements are transactions of their own, unless there is a key to settle along with the job.
 
-    Raises what may be wrong with the source (`api/sources.py`); AddressRefused, of the webhook; QueueFull;
-    IdempotencyConflict; StorageUnavailable.
+    `upload` is the one that the submission names, if there is such a one. Raises what may be wrong with the source
+    (`api/sources.py`); AddressRefused, of the webhook; QueueFull; IdempotencyConflict; StorageUnavailable.
     """
     resources.backlog.admit(1)
     job_id = create_id()
@@ -42,7 +50,7 @@ def accept_job(resources: Resources, asking: Session, tenant: Caller, submission
     if isinstance(submission.source, SentFile):
         source = store_file(resources, tenant, job_id, submission.source, wanted)
     else:
-        source = look_at(resources, asking, tenant, submission.source, wanted)
+        source = look_at(resources, asking, tenant, submission.source, wanted, upload)
     row = JobRow(
         id=job_id, tenant_id=tenant.id, mode=wanted.mode, options=wanted.options.model_dump(mode="json"),
         details=wanted.metadata, priority=wanted.priority, webhook_url=wanted.webhook_url,

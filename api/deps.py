@@ -1,5 +1,6 @@
 """What endpoints are handed: resources built at start-up, and the tenant behind the request's API key."""
 
+import uuid
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -13,6 +14,7 @@ from shared import tenants
 from shared.broker import Hints
 from shared.config import Settings
 from shared.db import SessionFactory
+from shared.models import Upload
 from shared.storage import Storage
 from shared.tenants import Caller
 
@@ -62,9 +64,24 @@ def get_tenant(resources: Built, credentials: Credentials) -> Caller:
 
 def find_caller(session: Session, credentials: Credentials) -> Caller:
     """Raises Unauthorized."""
+    return _admit(tenants.find_caller(session, _read_key(credentials)))
+
+
+def find_caller_and_upload(
+    session: Session, credentials: Credentials, upload_id: uuid.UUID
+) -> tuple[Caller, Upload | None]:
+    """Both by one question to the database. Raises Unauthorized."""
+    caller, upload = tenants.find_caller_and_upload(session, _read_key(credentials), upload_id)
+    return _admit(caller), upload
+
+
+def _read_key(credentials: Credentials) -> str:
     if credentials is None:
         raise Unauthorized("send an API key: `Authorization: Bearer mk_…`")
-    caller = tenants.find_caller(session, credentials.credentials)
+    return credentials.credentials
+
+
+def _admit(caller: Caller | None) -> Caller:
     if caller is None:
         raise Unauthorized("the API key is not valid")
     return caller

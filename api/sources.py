@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Resources
 from api.errors import InvalidRequest
-from api.routes.uploads import complete, find_upload
+from api.routes.uploads import complete
 from api.schemas import BATCH_ITEMS, JobSettings, NewBatchItem, NewSource
 from api.submissions import SentFile
 from shared.contract import JobKind
@@ -66,15 +66,26 @@ def store_file(resources: Resources, tenant: Caller, job_id: uuid.UUID, file: Se
     return Source(kind=kind, place=place)
 
 
-def look_at(resources: Resources, session: Session, tenant: Caller, source: NewSource, wanted: JobSettings) -> Source:
-    """Raises what is TROUBLE, and StorageUnavailable."""
-    if source.upload_id is not None:
-        upload = find_upload(session, tenant, source.upload_id)
-        if upload.kind is None:
-            session.commit()  # no connection is held while the storage is asked
-            upload = complete(resources, tenant, upload)
-        return _describe_upload(upload, wanted)
-    return _look_elsewhere(resources, tenant, source, wanted)
+def look_at(
+    resources: Resources,
+    session: Session,
+    tenant: Caller,
+    source: NewSource,
+    wanted: JobSettings,
+    upload: Upload | None,
+) -> Source:
+    """`upload` is the one that `source` names, if it names one and there is such a one.
+
+    Raises what is TROUBLE, and StorageUnavailable.
+    """
+    if source.upload_id is None:
+        return _look_elsewhere(resources, tenant, source, wanted)
+    if upload is None:
+        raise NotFound("there is no such upload")
+    if upload.kind is None:
+        session.commit()  # no connection is held while the storage is asked
+        upload = complete(resources, tenant, upload)
+    return _describe_upload(upload, wanted)
 
 
 def look_at_items(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ class SentFile:
 class Submission:
     wanted: JobSettings
     source: SentFile | NewSource
+
+    @property
+    def upload_id(self) -> uuid.UUID | None:
+        return None if isinstance(self.source, SentFile) else self.source.upload_id
 
     def digest(self) -> bytes:
         """Of all that was asked for, the file included: what an Idempotency-Key stands for."""

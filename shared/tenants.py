@@ -7,13 +7,14 @@ import string
 import uuid
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import bindparam, func, or_, select
+from sqlalchemy import Row, and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from shared import webhooks
 from shared.db import SessionFactory
-from shared.models import ApiKey, Tenant
+from shared.models import ApiKey, Tenant, Upload
 
 LOCAL_TENANT = "local"
 ALPHABET = string.digits + string.ascii_letters
@@ -27,6 +28,10 @@ _OF_KEY = (  # asked with every request
         ApiKey.revoked_at.is_(None),
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
     )
+)
+_OF_KEY_WITH_UPLOAD = _OF_KEY.add_columns(Upload).outerjoin(
+    Upload,
+    and_(Upload.id == bindparam("upload_id"), Upload.tenant_id == Tenant.id, Upload.expires_at > func.now()),
 )
 
 
@@ -67,13 +72,21 @@ def find_caller(session: Session, key: str) -> Caller | None:
     if parsed is None:
         return None
     key_id, secret = parsed
-    row = session.execute(_OF_KEY, {"key_id": key_id}).one_or_none()
-    if row is None or not hmac.compare_digest(row.secret_sha256, _digest(secret)):
-        return None
-    return Caller(
-        id=row.id, name=row.name,
-        keep_results_seconds=row.keep_results_seconds, keep_sources_seconds=row.keep_sources_seconds,
-    )  # fmt: skip
+    return _check(session.execute(_OF_KEY, {"key_id": key_id}).one_or_none(), secret)
+
+
+def find_caller_and_upload(
+    session: Session, key: str, upload_id: uuid.UUID
+) -> tuple[Caller, Upload | None] | tuple[None, None]:
+    """As `find_caller`, and in the same trip to the database the caller's upload, if there is such a one that a job may
+    name."""
+    parsed = _parse(key)
+    if parsed is None:
+        return None, None
+    key_id, secret = parsed
+    row = session.execute(_OF_KEY_WITH_UPLOAD, {"key_id": key_id, "upload_id": upload_id}).one_or_none()
+    caller = _check(row, secret)
+    return (caller, row.Upload) if row is not None and caller is not None else (None, None)
 
 
 def ensure_local_tenant(session_factory: SessionFactory, *, api_key: str | None) -> LocalAccess:
@@ -87,6 +100,15 @@ def ensure_local_tenant(session_factory: SessionFactory, *, api_key: str | None)
         )
         new_key = create_key(session, tenant.id, name="local stack")
         return LocalAccess(api_key=new_key, webhook_secret=tenant.webhook_secret)
+
+
+def _check(row: Row[Any] | None, secret: str) -> Caller | None:
+    if row is None or not hmac.compare_digest(row.secret_sha256, _digest(secret)):
+        return None
+    return Caller(
+        id=row.id, name=row.name,
+        keep_results_seconds=row.keep_results_seconds, keep_sources_seconds=row.keep_sources_seconds,
+    )  # fmt: skip
 
 
 def _parse(key: str) -> tuple[str, str] | None:

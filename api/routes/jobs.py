@@ -9,11 +9,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from api import acceptance, idempotency, pages
-from api.deps import Built, Credentials, CurrentTenant, Resources, find_caller, get_tenant
+from api.deps import Built, Credentials, CurrentTenant, Resources, find_caller, find_caller_and_upload, get_tenant
 from api.errors import InvalidRequest, describe_problems
 from api.schemas import JobPage
 from api.submissions import JSON, Submission, parse_json, read_form, read_json_body, read_kind
@@ -21,7 +22,7 @@ from shared import lifecycle, queue
 from shared.contract import Job, JobKind, ModeName, describe_job
 from shared.errors import NotFound
 from shared.models import Job as JobRow
-from shared.models import JobState
+from shared.models import JobState, Upload
 from shared.tenants import Caller
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -168,9 +169,19 @@ def find_job(session: Session, tenant: Caller, job_id: uuid.UUID) -> JobRow:
 
 
 def _accept_json(resources: Resources, credentials: Credentials, body: bytes, key: str | None) -> Job:
-    """All of it in one thread and one session: another one of either takes as long as a question does."""
+    """All of it in one thread and one session, who asks and the upload in one question: another one of any of these
+    takes as long as all the rest."""
     with resources.sessions.autocommit() as asking:
-        return _accept_once(resources, asking, find_caller(asking, credentials), parse_json(body), key)
+        try:
+            submission = parse_json(body)
+        except RequestValidationError:
+            find_caller(asking, credentials)  # who is nobody hears that alone
+            raise
+        upload_id = submission.upload_id
+        if upload_id is None:
+            return _accept_once(resources, asking, find_caller(asking, credentials), submission, key)
+        tenant, upload = find_caller_and_upload(asking, credentials, upload_id)
+        return _accept_once(resources, asking, tenant, submission, key, upload=upload)
 
 
 def _accept_form(resources: Resources, tenant: Caller, submission: Submission, key: str | None) -> Job:
@@ -178,10 +189,18 @@ def _accept_form(resources: Resources, tenant: Caller, submission: Submission, k
         return _accept_once(resources, asking, tenant, submission, key)
 
 
-def _accept_once(resources: Resources, asking: Session, tenant: Caller, submission: Submission, key: str | None) -> Job:
+def _accept_once(
+    resources: Resources,
+    asking: Session,
+    tenant: Caller,
+    submission: Submission,
+    key: str | None,
+    *,
+    upload: Upload | None = None,
+) -> Job:
     return idempotency.answer_once(
         resources, tenant, key, digest=submission.digest,
-        accept=lambda hold: acceptance.accept_job(resources, asking, tenant, submission, hold),
+        accept=lambda hold: acceptance.accept_job(resources, asking, tenant, submission, hold, upload=upload),
         recall=lambda session, job_id: describe_job(find_job(session, tenant, job_id)),
     )  # fmt: skip
 

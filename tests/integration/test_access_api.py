@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from shared import tenants
 from shared.db import SessionFactory
-from shared.models import Batch, Tenant
+from shared.models import Batch, Tenant, create_id
 from tests.integration.conftest import Submit, authorize, problem
 
 KEYLESS = {"Authorization": ""}
@@ -30,6 +30,11 @@ def test_every_route_wants_a_key(api: TestClient, subtests: pytest.Subtests) -> 
             answer = api.request(method, path, content=b"garbage", headers=KEYLESS)
             problem(answer, 401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("document", [{}, {"mode": "demo", "source": {"upload_id": str(create_id())}}])
+def test_who_has_no_key_hears_that_alone_whatever_was_sent(api: TestClient, document: dict[str, Any]) -> None:
+    problem(api.post("/v1/jobs", json=document, headers=KEYLESS), 401, "unauthorized")
 
 
 def test_what_is_not_a_working_key_is_refused(
