@@ -202,16 +202,18 @@ def claim(
     modes: Sequence[str],
     mode_loaded: str | None,
     lease_seconds: float,
+    served: Sequence[uuid.UUID] = (),
     oldest_first: bool = False,
 ) -> ClaimedStep | None:
     """Take the best queued step, or None. Best: priority, tenants with the least running, the mode held, age.
 
+    Tenants that are alike up to the mode take turns: `served` are those that this worker had, the last one at the end.
     A worker passes `oldest_first` now and then, so that nothing of low priority starves.
     """
     step_id = (
         queue.lock_oldest_step(session, name=queue_name, modes=modes)
         if oldest_first
-        else queue.lock_best_step(session, name=queue_name, modes=modes, mode_loaded=mode_loaded)
+        else queue.lock_best_step(session, name=queue_name, modes=modes, mode_loaded=mode_loaded, served=served)
     )
     return None if step_id is None else _take(session, step_id, worker_id=worker_id, lease_seconds=lease_seconds)
 

@@ -30,7 +30,8 @@ _GROUPS = """
 # Only of the best groups are more heads looked at: they keep claimers that arrive together from colliding.
 _BEST_OF_GROUPS = """
     , best AS (
-        SELECT groups.tenant_id, groups.mode, coalesce(busy.running, 0) AS running
+        SELECT groups.tenant_id, groups.mode, coalesce(busy.running, 0) AS running,
+            coalesce(array_position(CAST(:served AS uuid[]), groups.tenant_id), 0) AS turn
         FROM groups LEFT JOIN busy USING (tenant_id) CROSS JOIN LATERAL (
             SELECT groups.id, groups.priority WHERE groups.run_after <= now()
             UNION ALL
@@ -38,15 +39,16 @@ _BEST_OF_GROUPS = """
              AND tenant_id = groups.tenant_id AND mode = groups.mode AND run_after <= now()
              ORDER BY priority DESC, id LIMIT 1)) head
         WHERE groups.mode = ANY(:modes)
-        ORDER BY head.priority DESC, running, groups.mode IS DISTINCT FROM :mode_loaded, head.id LIMIT 8
+        ORDER BY head.priority DESC, running, groups.mode IS DISTINCT FROM :mode_loaded, turn, head.id LIMIT 8
     ), heads AS (
-        SELECT head.id, head.priority, best.running, best.mode FROM best CROSS JOIN LATERAL (
+        SELECT head.id, head.priority, best.running, best.mode, best.turn FROM best CROSS JOIN LATERAL (
             SELECT id, priority FROM steps WHERE state = 'queued' AND queue = :queue
             AND tenant_id = best.tenant_id AND mode = best.mode AND run_after <= now()
             ORDER BY priority DESC, id LIMIT 8) head
     )
     SELECT steps.id FROM steps JOIN heads USING (id) WHERE steps.state = 'queued'
-    ORDER BY heads.priority DESC, heads.running, heads.mode IS DISTINCT FROM :mode_loaded, steps.id
+    ORDER BY heads.priority DESC, heads.running, heads.mode IS DISTINCT FROM :mode_loaded, heads.turn,
+        steps.id
     LIMIT 1 FOR UPDATE OF steps SKIP LOCKED
 """
 _BEST_STEP = text(_GROUPS + _BEST_OF_GROUPS)
@@ -101,11 +103,13 @@ _DUE_HINTS = text("""
 """)
 
 
-def lock_best_step(session: Session, *, name: str, modes: Sequence[str], mode_loaded: str | None) -> uuid.UUID | None:
+def lock_best_step(
+    session: Session, *, name: str, modes: Sequence[str], mode_loaded: str | None, served: Sequence[uuid.UUID] = ()
+) -> uuid.UUID | None:
     """The step to take next from the queue `name`, locked: priority, tenants with the least running, the mode the
-    worker holds, age."""
+    worker holds, tenants it has not `served`, or longest ago (the last of them comes last), age."""
     step: uuid.UUID | None = session.scalar(
-        _BEST_STEP, {"queue": name, "modes": list(modes), "mode_loaded": mode_loaded}
+        _BEST_STEP, {"queue": name, "modes": list(modes), "mode_loaded": mode_loaded, "served": list(served)}
     )
     return step
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 OLDEST_FIRST_EVERY = 16  # one step in so many is the oldest whatever its priority, so that none starves
+TURNS_KEPT = 1000  # tenants; one that comes back after so many others is a new one
 ROUND_SOURCE_BYTES = 32 * 2**20  # larger images run alone
 DATABASE_PAUSE_SECONDS = 0.5
 DATABASE_AWAY = (OperationalError, PoolTimeoutError)
@@ -95,6 +96,8 @@ class Runner:
         self._places = count_places(engine) if engine else 1
         self._oldest_first_every = max(OLDEST_FIRST_EVERY, 2 * self._places)  # room for a round that fills the device
         self._since_oldest = 0
+        self._served: dict[uuid.UUID, None] = {}
+        """Tenants, the one served last at the end."""
 
     def run_until_idle(self) -> None:
         """Claim and run steps for as long as there are any."""
@@ -118,9 +121,11 @@ class Runner:
             claimed = lifecycle.claim(
                 session, worker_id=self._heart.worker_id, queue_name=self._queue_name,
                 modes=self._settings.worker.modes, mode_loaded=self._mode_loaded,
-                lease_seconds=self._settings.worker.lease_seconds, oldest_first=oldest_first,
+                lease_seconds=self._settings.worker.lease_seconds, served=tuple(self._served),
+                oldest_first=oldest_first,
             )  # fmt: skip
             if claimed is not None:
+                self._note_served(claimed.job.tenant_id)
                 self._since_oldest = 0 if oldest_first else self._since_oldest + 1
                 alike = self._find_alike(session, claimed)
             session.execute(
@@ -129,6 +134,12 @@ class Runner:
                 .values(step_id=claimed.lease.step_id if claimed else None, mode_loaded=self._mode_loaded)
             )
         return claimed, alike
+
+    def _note_served(self, tenant_id: uuid.UUID) -> None:
+        self._served.pop(tenant_id, None)
+        self._served[tenant_id] = None
+        if len(self._served) > TURNS_KEPT:
+            del self._served[next(iter(self._served))]
 
     def _find_alike(self, session: Session, claimed: ClaimedStep) -> list[uuid.UUID]:
         most = self._oldest_first_every - 1 - self._since_oldest

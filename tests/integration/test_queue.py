@@ -52,6 +52,25 @@ def test_the_tenant_with_the_least_running_goes_first(make_job: MakeJob, claim: 
     assert [taken(claim) for _ in range(5)] == [crowd[0], late[0], crowd[1], late[1], crowd[2]]
 
 
+@pytest.mark.parametrize("served", [["tenant"], ["other", "tenant"]])
+def test_of_tenants_that_have_nothing_running_the_one_served_longest_ago_goes_first(
+    make_job: MakeJob, claim: Claim, tenant: Tenant, other_tenant: Tenant, served: list[str]
+) -> None:
+    crowd = [make_job().id for _ in range(3)]
+    late = make_job(owner=other_tenant).id
+    ids = {"tenant": tenant.id, "other": other_tenant.id}
+    assert taken(claim, served=[ids[name] for name in served]) == late
+    assert taken(claim, served=[ids["tenant"], ids["other"]]) == crowd[0]
+
+
+def test_the_mode_a_worker_holds_comes_before_a_tenants_turn(
+    make_job: MakeJob, claim: Claim, tenant: Tenant, other_tenant: Tenant
+) -> None:
+    held = make_job(mode="fast").id
+    make_job(owner=other_tenant, mode="sota")
+    assert taken(claim, mode_loaded="fast", served=[tenant.id]) == held
+
+
 def test_priority_comes_before_fairness(make_job: MakeJob, claim: Claim, other_tenant: Tenant) -> None:
     crowd = [make_job(priority=1).id for _ in range(2)]
     other = make_job(owner=other_tenant).id
@@ -152,7 +171,7 @@ def test_a_claim_from_a_long_queue_reads_heads_from_partial_indexes_and_little_e
 ) -> None:
     question = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + getattr(queue, statement).text
     with sessions() as session:
-        [told] = session.scalar(text(question), {"queue": GPU, "modes": modes, "mode_loaded": None})
+        [told] = session.scalar(text(question), {"queue": GPU, "modes": modes, "mode_loaded": None, "served": []})
     scans = [each for each in nodes(told["Plan"]) if each.get("Relation Name") == "steps"]
     assert {each["Node Type"] for each in scans} <= {"Index Scan", "Index Only Scan"}
     used = {each["Index Name"] for each in scans}
