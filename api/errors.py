@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import errors
@@ -120,6 +121,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MasklineError, _answer_our_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(PoolTimeoutError, _answer_database)
     app.add_exception_handler(DBAPIError, _answer_database)
     app.add_exception_handler(Exception, _answer_unexpected)
@@ -150,6 +152,12 @@ def _answer_http(_request: Request, error: Exception) -> JSONResponse:
     codes = {404: "not_found", 405: "method_not_allowed", 413: TooLarge.code}
     code = codes.get(error.status_code, HTTPStatus(error.status_code).name.lower())
     return _problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+def _answer_nobody(request: Request, _error: Exception) -> JSONResponse:
+    """Who hung up in the middle of a body hears nothing; it is no failure of ours either."""
+    log.info("a client hung up before its request was complete", method=request.method, path=request.url.path)
+    return _problem(400, InvalidRequest.code, "the request was not sent to its end")
 
 
 def _answer_database(request: Request, error: Exception) -> JSONResponse:

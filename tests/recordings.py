@@ -138,3 +138,27 @@ def box(kind: bytes, *content: bytes) -> bytes:
     """An atom of MP4."""
     body = b"".join(content)
     return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def point_elsewhere(data: bytes, entry: bytes) -> bytes:
+    """An MP4 with its movie header last, whose data reference is `entry`; every box around grows along."""
+    place = data.index(b"url \0\0\0\1") - 4
+    grown = bytearray(data[:place] + entry + data[place + 12 :])
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
+        start = data.rindex(kind, 0, place) - 4
+        size = int.from_bytes(data[start : start + 4], "big") + len(entry) - 12
+        grown[start : start + 4] = size.to_bytes(4, "big")
+    return bytes(grown)
+
+
+def make_sound() -> bytes:
+    """An MP4 with silence and no picture."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=48000)
+        for _ in range(5):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 48000
+            output.mux(stream.encode(silence))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()

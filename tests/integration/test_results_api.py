@@ -3,6 +3,7 @@
 import hashlib
 import json
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -79,6 +80,12 @@ def test_a_link_is_good_for_its_own_object_alone(api: TestClient, links: dict[st
     assert httpx2.delete(overlay).status_code == 403
     assert httpx2.put(overlay, content=b"").status_code == 403
     assert httpx2.get(overlay).status_code == 200
+
+
+def test_a_link_says_for_how_long_it_is_good(settings: Settings, links: dict[str, str], api_key: str) -> None:
+    with serve(changed(settings, "storage", link_seconds=70), key=api_key) as brief:
+        [mask, _] = brief.get(links["result"]).json()["files"]
+    assert parse_qs(urlsplit(mask["url"]).query)["X-Amz-Expires"] == ["70"]
 
 
 def test_a_file_is_found_by_its_name(api: TestClient, links: dict[str, str]) -> None:

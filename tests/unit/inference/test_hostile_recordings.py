@@ -17,7 +17,18 @@ from PIL import Image
 from shared.inference.errors import InvalidMedia, MediaLimit
 from shared.inference.probe import probe
 from shared.inference.recording import Limits
-from tests.recordings import FRAMES, LIMITS, box, encode, numbers, open_source, probe_all, read_all
+from tests.recordings import (
+    FRAMES,
+    LIMITS,
+    box,
+    encode,
+    make_sound,
+    numbers,
+    open_source,
+    point_elsewhere,
+    probe_all,
+    read_all,
+)
 
 UNKNOWN = "no recording of a known container"
 
@@ -141,28 +152,9 @@ def reference(kind: bytes, target: str) -> bytes:
     return box(kind, bytes(4), bytes(record), tagged)
 
 
-def point_elsewhere(data: bytes, entry: bytes) -> bytes:
-    """An MP4 with its movie header last, whose data reference is `entry`; every box around grows along."""
-    place = data.index(b"url \0\0\0\1") - 4
-    grown = bytearray(data[:place] + entry + data[place + 12 :])
-    for kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
-        start = data.rindex(kind, 0, place) - 4
-        size = int.from_bytes(data[start : start + 4], "big") + len(entry) - 12
-        grown[start : start + 4] = size.to_bytes(4, "big")
-    return bytes(grown)
-
-
-def test_sound_alone_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "sound.mp4"
-    with av.open(path, "w") as output:
-        stream = output.add_stream("aac", rate=48000)
-        for _ in range(5):
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            silence.sample_rate = 48000
-            output.mux(stream.encode(silence))
-        output.mux(stream.encode(None))
+def test_sound_alone_is_refused() -> None:
     with pytest.raises(InvalidMedia, match="no video stream"):
-        probe(path, limits=LIMITS)
+        probe_all(make_sound())
 
 
 @pytest.mark.parametrize("codec", ["ffv1", "huffyuv", "wmv2"])
