@@ -21,7 +21,7 @@ GPU, IO, WEBHOOKS = "gpu", "io", "webhooks"
 """The queues. Webhooks have their own, as a download or the joining of a long recording may take hours."""
 BACKLOG = 64
 AT_ONCE = 16
-REST_SECONDS = 0.02  # for each beyond those: any hint wakes for all that is queued, and sending takes from the requests
+REST_SECONDS = 0.04  # for each beyond those: any hint wakes for all that is queued, and sending takes from the requests
 CHECK_SECONDS = 2
 EXPIRES_SECONDS = 300  # by then upkeep has hinted many times over
 

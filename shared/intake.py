@@ -27,8 +27,8 @@ def submit(session: Session, job: Job, *, steps: Sequence[tuple[StepKind, str]])
     rows = [new_step(job, ordinal, kind, queue_name) for ordinal, (kind, queue_name) in enumerate(steps)]
     for row in rows:
         del row.hint_at  # counted from the database's time, as is the job's deadline
-    event = JobEvent(job_id=job.id, type="state", data={"state": JobState.QUEUED})
-    given = [_values_of(row) for row in (job, event, *rows)]
+    event = {"job_id": job.id, "type": "state", "data": {"state": JobState.QUEUED}}
+    given = [_values_of(job), event, *map(_values_of, rows)]
     statement = _write(tuple(tuple(each) for each in given), of_upload=job.upload_id is not None)
     told = {f"{number}_{name}": value for number, each in enumerate(given) for name, value in each.items()}
     made = session.connection().execute(statement, told).mappings().one_or_none()  # past the ORM, which has no part
@@ -90,5 +90,11 @@ def submit_all(session: Session, jobs: Sequence[tuple[Job, Sequence[tuple[StepKi
 
 def _values_of(row: Base) -> dict[str, Any]:
     """By column."""
-    columns = row.__mapper__.column_attrs
-    return {each.columns[0].name: vars(row)[each.key] for each in columns if each.key in vars(row)}
+    held = vars(row)
+    return {column: held[name] for name, column in _columns_of(type(row)) if name in held}
+
+
+@cache
+def _columns_of(kind: type[Base]) -> tuple[tuple[str, str], ...]:
+    """Each attribute's name and its column's."""
+    return tuple((each.key, each.columns[0].name) for each in kind.__mapper__.column_attrs)
