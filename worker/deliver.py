@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -79,15 +80,24 @@ class Sender:
             self._woken.wait(IDLE_SECONDS)
 
     def _begin_due(self) -> int:
-        """Begin to send whatever is due and has a place; returns how many those are."""
+        """Begin to send whatever is due and has a place; returns how many those are.
+
+        Receivers that are well do not wait for what concerns others: theirs are on their way before it is touched.
+        """
         with self._sessions.begin() as session:
             waiting = deliveries.find_due(session, per_lane=self._settings.parallel_sends_per_endpoint)
-            chosen = self._lanes.choose(waiting)
-            claimed = deliveries.claim(session, [each.id for each in chosen])
+            well, others = self._lanes.choose(waiting)
+            claimed = deliveries.claim(session, [each.id for each in well])
+        self._begin(claimed)
+        with self._sessions.begin() as session:
+            doubtful = deliveries.claim(session, [each.id for each in others])
+        self._begin(doubtful)
+        return len(claimed) + len(doubtful)
+
+    def _begin(self, claimed: Sequence[DueDelivery]) -> None:
         for delivery in claimed:
             self._lanes.enter(delivery)
             self._pool.submit(self._deliver, delivery)
-        return len(claimed)
 
     def _deliver(self, delivery: DueDelivery) -> None:
         outcome = Outcome()

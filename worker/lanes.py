@@ -44,7 +44,6 @@ class Lanes:
 
     So a dead receiver is not waited for by a new one either. No tenant has more than half of each. A lane that only
     fails is tried ever more rarely, up to once a minute, however much is due on it: one success, and all of it is sent.
-    Those that are quick are begun before all others.
     """
 
     def __init__(self, *, places: int, per_lane: int) -> None:
@@ -62,8 +61,11 @@ class Lanes:
         with self._lock:
             return len(self._sending)
 
-    def choose(self, waiting: Sequence[Waiting]) -> list[Waiting]:
-        """Those for which there is a place now: of lanes that are quick before others, else in their order."""
+    def choose(self, waiting: Sequence[Waiting]) -> tuple[list[Waiting], list[Waiting]]:
+        """Those for which there is a place now, in their order: of lanes that are well, and of others.
+
+        A lane is well when its last attempt was quick and delivered.
+        """
         with self._lock:
             now = time.monotonic()
             stuck = {each.lane for each in self._sending.values() if now - each.since > SLOW_SECONDS}
@@ -80,7 +82,8 @@ class Lanes:
 
             for sending in self._sending.values():
                 take(sending)
-            chosen = []
+            well: list[Waiting] = []
+            others: list[Waiting] = []
             for each in waiting:
                 standing = standings[each.lane]
                 share = self._shares[standing]
@@ -93,8 +96,9 @@ class Lanes:
                     and tenants[standing, each.tenant_id] < max(1, share // 2)
                 ):
                     take(each)
-                    chosen.append(each)
-            return sorted(chosen, key=lambda each: standings[each.lane] != "quick")
+                    is_well = standing == "quick" and known is not None and not known.failures
+                    (well if is_well else others).append(each)
+            return well, others
 
     def enter(self, delivery: DueDelivery) -> None:
         """From now on it has a place."""

@@ -60,8 +60,14 @@ def known(clock: Clock) -> Callable[..., Lanes]:
     return make
 
 
+def pick(places: Lanes, named: list[Waiting]) -> list[Waiting]:
+    """All that have a place, in the order in which they are begun."""
+    well, others = places.choose(named)
+    return [*well, *others]
+
+
 def chosen(places: Lanes, named: list[Waiting]) -> list[str]:
-    return [each.lane for each in places.choose(named)]
+    return [each.lane for each in pick(places, named)]
 
 
 def test_a_quick_lane_has_several_places_and_a_new_or_slow_one_has_one(known: Callable[..., Lanes]) -> None:
@@ -84,7 +90,7 @@ def test_slow_lanes_leave_places_for_new_ones_and_both_for_quick_ones(known: Cal
     slow, new = [f"slow {number}" for number in range(20)], [f"new {number}" for number in range(20)]
     places = known(quick=["quick"], slow=slow)
     for tenant in (TENANT, OTHER):
-        send(places, places.choose(waiting(*slow[:10], *new[:10], tenant=tenant)))
+        send(places, pick(places, waiting(*slow[:10], *new[:10], tenant=tenant)))
         slow, new = slow[10:], new[10:]
     assert places.busy == 8, "a quarter of each"
     assert chosen(places, waiting(*slow, *new, *["quick"] * 4)) == ["quick"] * 4
@@ -93,17 +99,17 @@ def test_slow_lanes_leave_places_for_new_ones_and_both_for_quick_ones(known: Cal
 def test_no_tenant_has_more_than_half_of_any_share(known: Callable[..., Lanes]) -> None:
     quick = [f"quick {number}" for number in range(20)]
     places = known(quick=quick)
-    send(places, places.choose(waiting(*quick)))
+    send(places, pick(places, waiting(*quick)))
     assert places.busy == 8
-    assert len(places.choose(waiting(*quick, tenant=OTHER))) == 8
-    assert len(places.choose(waiting("a", "b", "c", "d"))) == 2
+    assert len(pick(places, waiting(*quick, tenant=OTHER))) == 8
+    assert len(pick(places, waiting("a", "b", "c", "d"))) == 2
 
 
 def test_there_are_no_more_places_than_there_are(known: Callable[..., Lanes]) -> None:
     quick = [f"quick {number}" for number in range(20)]
     places = known(quick=quick)
     for _ in range(5):
-        send(places, places.choose(waiting(*quick, tenant=create_id())))
+        send(places, pick(places, waiting(*quick, tenant=create_id())))
     assert places.busy == 16
 
 
@@ -161,19 +167,22 @@ def test_a_lane_that_only_fails_is_tried_ever_more_rarely_and_one_success_frees_
     places, pauses = known(quick=["lane"]), []
     clock.now = 10  # a whole number, which adds up exactly
     for _ in range(12):
-        [sent] = send(places, places.choose(waiting("lane")))
+        [sent] = send(places, pick(places, waiting("lane")))
         places.leave(sent, delivered=False)
         began = clock.now
-        while not places.choose(waiting("lane")):
+        while not pick(places, waiting("lane")):
             clock.now += 0.5
         pauses.append(clock.now - began)
     assert pauses == [0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
-    [sent] = send(places, places.choose(waiting("lane")))
+    [sent] = send(places, pick(places, waiting("lane")))
     places.leave(sent, delivered=True)
     assert chosen(places, waiting(*["lane"] * 9)) == ["lane"] * 4
 
 
-def test_news_to_quick_lanes_are_begun_before_those_that_came_earlier_to_others(known: Callable[..., Lanes]) -> None:
-    places = known(quick=["quick"], slow=["slow"])
-    chosen = places.choose(waiting("slow", "new", "quick"))
-    assert [each.lane for each in chosen] == ["quick", "slow", "new"]
+def test_a_lane_is_well_when_its_last_attempt_was_quick_and_delivered(known: Callable[..., Lanes]) -> None:
+    places = known(quick=["well", "failing"], slow=["slow"])
+    [sent] = send(places, waiting("failing"))
+    places.leave(sent, delivered=False)
+    well, others = places.choose(waiting("slow", "failing", "new", "well"))
+    assert [each.lane for each in well] == ["well"]
+    assert [each.lane for each in others] == ["slow", "failing", "new"]
