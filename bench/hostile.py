@@ -52,7 +52,9 @@ def list_worst(key: str, *, job_id: str) -> Iterator[bytes]:
         yield sent.request
 
 
-def attack(url: str, requests: Sequence[bytes], seed: int, clients: int, stopped: Event, sent: Synchronized) -> None:  # type: ignore[type-arg]
+def attack(
+    url: str, requests: Sequence[bytes], seed: int, clients: int, stopped: Event, sent: "Synchronized[int]"
+) -> None:
     def send_on(number: int) -> None:
         order = random.Random(seed + number)
         while not stopped.is_set():
@@ -85,6 +87,10 @@ def under_attack(url: str, requests: Sequence[bytes], *, seed: int) -> Iterator[
         stopped.set()
         for process in attackers:
             process.join()
+
+
+def has_begun(sent: "Synchronized[int]") -> bool:
+    return sent.value >= CLIENTS
 
 
 def measure_healthy(system: System, jobs: int) -> list[float]:
@@ -135,9 +141,8 @@ def run(*, jobs: int, seed: int) -> dict[str, float | int]:
         for turn in range(TURNS):
             quiet += measure_healthy(system, jobs)
             with under_attack(system.stack.url, requests, seed=seed + 100 * turn) as count:
-                time.sleep(3)
-                began = time.monotonic()
-                before = count.value
+                wait_until(partial(has_begun, count), otherwise="the attack did not begin")
+                began, before = time.monotonic(), count.value
                 loud += measure_healthy(system, jobs)
                 seconds += time.monotonic() - began
                 requests_sent += count.value - before

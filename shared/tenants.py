@@ -92,9 +92,9 @@ def find_caller_and_upload(
     caller = _check(row, secret)
     if row is None or caller is None:
         return None, None
-    found = row._mapping  # noqa: SLF001 - the one public name that it has
-    upload = Upload(**{key: found[name] for key, name in _UPLOAD.items()}) if row.upload_id is not None else None
-    return caller, upload
+    if row.upload_id is None:
+        return caller, None
+    return caller, Upload(**{key: getattr(row, name) for key, name in _UPLOAD.items()})
 
 
 def ensure_local_tenant(session_factory: SessionFactory, *, api_key: str | None) -> LocalAccess:

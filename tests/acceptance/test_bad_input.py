@@ -1,6 +1,5 @@
 """The catalogue of bad input, row by row: each has its one answer, and harms nothing (`docs/bad-input.md`)."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,16 +30,14 @@ def places() -> Iterator[Path]:
 def hardened(places: Path) -> Iterator[Service]:
     """A service of its own, with the defaults that production has."""
     home = Path(tempfile.mkdtemp(prefix="maskline-"))
-    before, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), str(places)
     try:
-        with Stack(home, durable=False) as stack:
-            headers = {"Authorization": f"Bearer {stack.api_key}"}
-            with httpx2.Client(base_url=stack.url, headers=headers, timeout=60) as http:
-                yield Service(stack, http, places)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("TMPDIR", str(places))
+            with Stack(home, durable=False) as stack:
+                headers = {"Authorization": f"Bearer {stack.api_key}"}
+                with httpx2.Client(base_url=stack.url, headers=headers, timeout=60) as http:
+                    yield Service(stack, http, places)
     finally:
-        os.environ.pop("TMPDIR")
-        if before is not None:
-            os.environ["TMPDIR"] = before
         shutil.rmtree(home)
 
 

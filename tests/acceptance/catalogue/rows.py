@@ -43,7 +43,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Sent:
-    """Bytes that somebody sends to the API's port; `after` goes out when these have been waiting for a moment."""
+    """Bytes that somebody sends to the API's port."""
 
     row: int
     says: str

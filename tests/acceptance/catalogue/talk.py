@@ -26,11 +26,9 @@ def talk(url: str, request: bytes) -> tuple[int, str | None]:
 def read_answer(line: socket.socket) -> tuple[int, str | None]:
     """What `talk` tells, of all that comes until the end of the connection."""
     received = b""
-    try:
+    with suppress(TimeoutError, ConnectionResetError):  # what came until then is the answer
         while block := line.recv(2**16):
             received += block
-    except (TimeoutError, ConnectionResetError):
-        pass
     while received.startswith(b"HTTP/1.1 1"):  # interim answers
         received = received.partition(b"\r\n\r\n")[2]
     head, _, body = received.partition(b"\r\n\r\n")
